@@ -1,0 +1,81 @@
+"""One engine's cache as its events tell it: engine hash <-> block keys, and copies by tier and group.
+
+    stored event ─ names ─> EngineBlock(hash, chain end) ─ makes up ─> Chunk(key, hashes)
+    copies[tier, group][hash] ─ the least over a chunk's hashes ─> copies of the key
+
+With equal block sizes a chunk is one hash. A larger index block needs several engine blocks (one chunk, many hashes); a larger
+engine block makes up several keys (many chunks, one hash). Two hashes may make up the same key (an adapter's name re-pointed).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import msgspec
+
+from kvatlas.keys import ChainEnd
+from kvatlas.types import BlockKey, EngineHash, Extra, GroupIdx, GroupSpec, StaleReason, Stream, Tier
+
+Place = tuple[Tier, GroupIdx]
+
+
+class Chunk(msgspec.Struct, frozen=True, eq=False):
+    """One way to have a block key: all of ``hashes`` held together."""
+
+    key: BlockKey
+    hashes: tuple[EngineHash, ...]
+
+
+class EngineBlock(msgspec.Struct, eq=False):
+    """A block whose tokens are known."""
+
+    end: ChainEnd
+    unfinished: tuple[EngineHash, ...]
+    """The engine blocks that hold ``end.pending``: the beginning of a larger index block."""
+    chunks: list[Chunk]
+
+
+class Orphan(msgspec.Struct, frozen=True, eq=False):
+    """A block that waits for its parent, or (``tokens`` None) for any event that says what it holds."""
+
+    parent: EngineHash | None = None
+    tokens: array[int] | None = None
+    extras: tuple[Extra, ...] = ()
+
+
+class EngineCache:
+    """The state of one stream. Plain containers; :class:`~kvatlas.index.reference.ReferenceIndex` keeps them consistent."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.model: str | None = None
+        self.stale: StaleReason | None = None
+        self.last_event_s: float | None = None
+        self.groups: dict[GroupIdx, GroupSpec] = {}
+        self.blocks: dict[EngineHash, EngineBlock] = {}
+        self.copies: dict[Place, dict[EngineHash, int]] = {}
+        self.places: dict[EngineHash, int] = {}
+        """In how many places a hash is held."""
+        self.chunks: dict[BlockKey, list[Chunk]] = {}
+        self.orphans: OrderedDict[EngineHash, Orphan] = OrderedDict()
+        self.children: dict[EngineHash, list[EngineHash]] = {}
+        """Orphans by the parent they wait for."""
+        self.retired: OrderedDict[EngineHash, None] = OrderedDict()
+        """Named blocks that are held nowhere, oldest first."""
+
+    def copies_of(self, place: Place, chunk: Chunk) -> int:
+        """Return how many copies of a chunk's key a place has: as many as of its scarcest part."""
+        held = self.copies.get(place)
+        return min(held.get(part, 0) for part in chunk.hashes) if held else 0
+
+    def held_in(self, block: EngineHash) -> Iterator[Place]:
+        """Yield the places that hold a block."""
+        for place, held in self.copies.items():
+            if block in held:
+                yield place
+
+    def resident_orphans(self) -> int:
+        """Return how many blocks are held whose tokens are unknown."""
+        return sum(1 for block in self.orphans if block in self.places)

@@ -1,0 +1,88 @@
+"""What an index does, whatever it is built of. Every implementation passes ``tests/contract``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from kvatlas.types import (
+    ApplyReport,
+    BlockKey,
+    EventBatch,
+    IndexStats,
+    Lookup,
+    PodId,
+    StaleReason,
+    Stream,
+    StreamInfo,
+)
+
+
+class IndexLimits(msgspec.Struct, frozen=True):
+    """How far an index may grow. What is reached evicts: the least recently stored or asked block goes first."""
+
+    ttl_s: float = 3600.0
+    blocks_max: int = 1_000_000
+    """Distinct block keys with a holder."""
+    bytes_max: int = 2 << 30
+    orphans_max: int = 65_536
+    """Per stream: blocks known by engine hash only. The oldest is given up, and counted."""
+    retired_max: int = 65_536
+    """Per stream: blocks no longer held whose tokens are remembered, for children and lower tiers that name them late."""
+    promises_max: int = 262_144
+    """Speculative entries. The one that ends first is given up."""
+
+
+class Index(Protocol):
+    """A map block key -> slots, fed by ordered events of each stream. All methods may be called from any thread.
+
+    A *stream* is one KV cache (a data-parallel rank of a pod). Copies are counted per slot: an engine announces a block once a
+    copy and removes it once a copy. Time is the clock given at construction, in seconds.
+    """
+
+    @property
+    def core(self) -> str:
+        """Which implementation this is: ``reference``, ``native``, ..."""
+        ...
+
+    def apply(self, stream: Stream, batch: EventBatch) -> ApplyReport:
+        """Apply one batch of a stream's events, in order.
+
+        Blocks whose parent or tokens are unknown are kept by engine hash (orphans) and get their keys when a later event
+        names them. A removal of an unknown block is counted and changes nothing.
+        """
+        ...
+
+    def lookup(self, keys: Sequence[BlockKey], pods: Collection[PodId] | None = None) -> Lookup:
+        """Return who holds each key, for all pods or the named ones. Keys found count as used (TTL and eviction order)."""
+        ...
+
+    def promise(self, stream: Stream, keys: Sequence[BlockKey], ttl_s: float) -> None:
+        """Note that a stream will soon hold ``keys`` (a request was sent there). Ends by event or after ``ttl_s``."""
+        ...
+
+    def mark(self, stream: Stream, stale: StaleReason | None) -> None:
+        """Say that a stream's entries may be wrong, and why; or (None) that they are right again."""
+        ...
+
+    def drop(self, stream: Stream) -> int:
+        """Drop all that a stream holds, costing only its own entries; the stream stays known. Returns entries dropped."""
+        ...
+
+    def forget(self, stream: Stream) -> int:
+        """Drop a stream and all trace of it. Returns entries dropped."""
+        ...
+
+    def expire(self) -> int:
+        """Evict blocks older than the TTL and promises that ended. Returns blocks evicted. Cheap when there are none."""
+        ...
+
+    def streams(self) -> Mapping[Stream, StreamInfo]:
+        """Return what is known of each stream."""
+        ...
+
+    def stats(self) -> IndexStats:
+        """Return the index's sizes."""
+        ...

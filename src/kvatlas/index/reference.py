@@ -1,0 +1,451 @@
+"""The reference index: plain Python, slow and obvious. It is the specification that faster ones are compared with.
+
+Memory is bounded by counts and by an estimate in bytes that charges each kind of record (entry, named engine block, orphan,
+promise) what it costs CPython 3.11 with 16-token blocks, as ``python -m benchmarks reference`` measures it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from kvatlas.index.cache import Chunk, EngineBlock, EngineCache, Orphan, Place
+from kvatlas.index.protocol import IndexLimits
+from kvatlas.keys import ChainEnd, KeySchema
+from kvatlas.types import (
+    GPU,
+    AllBlocksCleared,
+    ApplyReport,
+    BlockKey,
+    BlockRemoved,
+    BlockStored,
+    EngineHash,
+    EventBatch,
+    Extra,
+    IndexStats,
+    Lookup,
+    PodId,
+    Slot,
+    StaleReason,
+    Stream,
+    StreamInfo,
+)
+
+ENTRY_BYTES = 420
+"""A (key, slot) pair with its key's place in the eviction order."""
+ENGINE_BLOCK_BYTES = 780
+"""A named engine block with its chain end, chunk and reverse entries."""
+ORPHAN_BYTES = 420
+PROMISE_BYTES = 360
+
+
+class ReferenceIndex:
+    """An in-memory :class:`~kvatlas.index.protocol.Index`. One lock guards all; a batch is applied as a whole."""
+
+    def __init__(
+        self,
+        schema: KeySchema | None = None,
+        limits: IndexLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.schema = schema or KeySchema()
+        self.limits = limits or IndexLimits()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._caches: dict[Stream, EngineCache] = {}
+        self._holders: dict[BlockKey, dict[Slot, int]] = {}
+        self._used_s: OrderedDict[BlockKey, float] = OrderedDict()
+        self._entries = 0
+        self._promises: dict[BlockKey, dict[Stream, float]] = {}
+        self._promise_ends: list[tuple[float, BlockKey, Stream]] = []
+        self._evicted = {"ttl": 0, "size": 0, "bytes": 0}
+
+    @property
+    def core(self) -> str:
+        return "reference"
+
+    # -- write path -------------------------------------------------------------------------------------------------
+
+    def apply(self, stream: Stream, batch: EventBatch) -> ApplyReport:
+        with self._lock:
+            report = ApplyReport()
+            cache = self._caches.setdefault(stream, EngineCache(stream))
+            cache.model = batch.model or cache.model
+            cache.last_event_s = batch.timestamp_s or cache.last_event_s
+            for event in batch.events:
+                if isinstance(event, BlockStored):
+                    self._store(cache, event, report)
+                elif isinstance(event, BlockRemoved):
+                    self._remove(cache, event, report)
+                else:
+                    self._clear(cache, event, report)
+            self._expire()
+            self._shrink()
+            return report
+
+    def _store(self, cache: EngineCache, event: BlockStored, report: ApplyReport) -> None:
+        if event.spec is not None and cache.groups.get(event.group) != event.spec:
+            cache.groups = {**cache.groups, event.group: event.spec}
+        self._name_all(cache, event, report)
+        place: Place = (event.tier, event.group)
+        held = cache.copies.setdefault(place, {})
+        for block in event.hashes:
+            report.stored += 1
+            report.duplicates += block in held
+            if block not in cache.blocks and block not in cache.orphans:
+                cache.orphans[block] = Orphan()
+                report.orphaned += 1
+            self._set_copies(cache, place, block, held.get(block, 0) + 1)
+        for block in reversed(event.hashes):  # the first block last: eviction takes a prefix from its end
+            named = cache.blocks.get(block)
+            for chunk in reversed(named.chunks) if named else ():
+                if chunk.key in self._used_s:
+                    self._touch(chunk.key)
+        while len(cache.orphans) > self.limits.orphans_max:
+            self._drop_block(cache, next(iter(cache.orphans)))
+            report.orphans_dropped += 1
+
+    def _remove(self, cache: EngineCache, event: BlockRemoved, report: ApplyReport) -> None:
+        for block in event.hashes:
+            places = [
+                (tier, group) for tier, group in cache.held_in(block) if tier == event.tier and event.group in (None, group)
+            ]
+            report.removed += bool(places)
+            report.removed_unknown += not places
+            for place in places:
+                self._set_copies(cache, place, block, cache.copies[place][block] - 1)
+
+    def _clear(self, cache: EngineCache, event: AllBlocksCleared, report: ApplyReport) -> None:
+        tier = event.tier or GPU
+        for place in [place for place in cache.copies if place[0] == tier]:
+            for block in list(cache.copies[place]):
+                report.cleared += 1
+                self._set_copies(cache, place, block, 0)
+            del cache.copies[place]
+
+    # -- naming: engine hash -> keys ----------------------------------------------------------------------------------
+
+    def _name_all(self, cache: EngineCache, event: BlockStored, report: ApplyReport) -> None:
+        """Learn what the event's blocks hold, if it says so for each of them (sliding-window events list only some)."""
+        size = event.block_size_tokens
+        if not size or len(event.token_ids) // size != len(event.hashes):
+            return
+        root = event.lora_name or cache.model or ""
+        parent = event.parent
+        for i, block in enumerate(event.hashes):
+            if block not in cache.blocks:
+                tokens = event.token_ids[i * size : (i + 1) * size]
+                extras = event.extras[i] if event.extras else ()
+                known = self._chain_end(cache, parent, root)
+                if known is None:
+                    self._keep_orphan(cache, block, Orphan(parent, tokens, extras), report)
+                else:
+                    self._name(cache, block, known, tokens, extras, report)
+            parent = block
+
+    def _chain_end(
+        self, cache: EngineCache, parent: EngineHash | None, root: str
+    ) -> tuple[ChainEnd, tuple[EngineHash, ...]] | None:
+        if parent is None:
+            return self.schema.root(root), ()
+        block = cache.blocks.get(parent)
+        return None if block is None else (block.end, block.unfinished)
+
+    def _keep_orphan(self, cache: EngineCache, block: EngineHash, orphan: Orphan, report: ApplyReport) -> None:
+        known = cache.orphans.get(block)
+        if known is not None and known.tokens is not None:
+            return
+        report.orphaned += known is None
+        cache.orphans[block] = orphan
+        if orphan.parent is not None:
+            cache.children.setdefault(orphan.parent, []).append(block)
+
+    def _name(
+        self,
+        cache: EngineCache,
+        block: EngineHash,
+        after: tuple[ChainEnd, tuple[EngineHash, ...]],
+        tokens: array[int],
+        extras: Sequence[Extra],
+        report: ApplyReport,
+    ) -> None:
+        """Give a block its keys, then every orphan that waited for it, and for those, and so on."""
+        todo = [(block, after, tokens, extras)]
+        while todo:
+            block, (end, unfinished), tokens, extras = todo.pop()
+            report.adopted += cache.orphans.pop(block, None) is not None
+            keys, end = self.schema.extend(end, tokens, extras)
+            parts = (*unfinished, block)
+            chunks = [Chunk(key, parts if i == 0 else (block,)) for i, key in enumerate(keys)]
+            if keys:
+                unfinished = (block,) if end.pending else ()
+            else:
+                unfinished = parts
+            cache.blocks[block] = EngineBlock(end, unfinished, [])
+            if block not in cache.places:
+                self._retire(cache, block)
+            for chunk in chunks:
+                self._add_chunk(cache, chunk)
+            for child in cache.children.pop(block, ()):
+                orphan = cache.orphans.get(child)
+                if orphan is not None and orphan.tokens is not None:
+                    todo.append((child, (end, unfinished), orphan.tokens, orphan.extras))
+
+    def _add_chunk(self, cache: EngineCache, chunk: Chunk) -> None:
+        if any(part not in cache.blocks for part in chunk.hashes):
+            return  # a part was given up since: the key can't be followed
+        cache.chunks.setdefault(chunk.key, []).append(chunk)
+        for part in chunk.hashes:
+            cache.blocks[part].chunks.append(chunk)
+        for place in cache.copies:
+            self._hold(cache, place, chunk.key, cache.copies_of(place, chunk))
+
+    # -- copies -------------------------------------------------------------------------------------------------------
+
+    def _set_copies(self, cache: EngineCache, place: Place, block: EngineHash, count: int) -> None:
+        """Set how many copies of an engine block a place has, and carry the change over to its keys."""
+        held = cache.copies[place]
+        named = cache.blocks.get(block)
+        chunks = named.chunks if named else ()
+        before = [cache.copies_of(place, chunk) for chunk in chunks]
+        known = block in held
+        if count > 0:
+            held[block] = count
+            if not known:
+                cache.places[block] = cache.places.get(block, 0) + 1
+                cache.retired.pop(block, None)
+        elif known:
+            del held[block]
+            cache.places[block] -= 1
+            if not cache.places[block]:
+                del cache.places[block]
+                self._held_nowhere(cache, block)
+        for chunk, had in zip(chunks, before, strict=True):
+            self._hold(cache, place, chunk.key, cache.copies_of(place, chunk) - had)
+
+    def _held_nowhere(self, cache: EngineCache, block: EngineHash) -> None:
+        if block in cache.blocks:
+            self._retire(cache, block)
+            return
+        orphan = cache.orphans.get(block)
+        if orphan is not None and orphan.tokens is None:
+            del cache.orphans[block]  # nothing is known of it: it could not help anybody
+
+    def _retire(self, cache: EngineCache, block: EngineHash) -> None:
+        """Remember a block that is held nowhere: a child, or a lower tier, may still name it."""
+        cache.retired[block] = None
+        while len(cache.retired) > self.limits.retired_max:
+            self._drop_block(cache, next(iter(cache.retired)))
+
+    def _hold(self, cache: EngineCache, place: Place, key: BlockKey, change: int) -> None:
+        """Change a slot's copies of a key."""
+        if change == 0:
+            return
+        slot = Slot(cache.stream, *place)
+        slots = self._holders.setdefault(key, {})
+        count = slots.get(slot, 0) + change
+        if count > 0:
+            self._entries += slot not in slots
+            slots[slot] = count
+            if change > 0:
+                self._touch(key)
+                self._fulfil(key, cache.stream)
+            return
+        del slots[slot]
+        self._entries -= 1
+        if not slots:
+            del self._holders[key], self._used_s[key]
+
+    def _touch(self, key: BlockKey) -> None:
+        self._used_s[key] = self._clock()
+        self._used_s.move_to_end(key)
+
+    # -- giving up ----------------------------------------------------------------------------------------------------
+
+    def _drop_block(self, cache: EngineCache, block: EngineHash) -> None:
+        """Forget an engine block: its copies, its keys, and that it ever was."""
+        for place in list(cache.held_in(block)):
+            self._set_copies(cache, place, block, 0)
+        named = cache.blocks.get(block)
+        for chunk in list(named.chunks) if named else ():
+            self._drop_chunk(cache, chunk)
+        cache.blocks.pop(block, None)
+        cache.retired.pop(block, None)
+        orphan = cache.orphans.pop(block, None)
+        if orphan is not None and orphan.parent in cache.children:
+            waiting = cache.children[orphan.parent]
+            waiting.remove(block)
+            if not waiting:
+                del cache.children[orphan.parent]
+
+    def _drop_chunk(self, cache: EngineCache, chunk: Chunk) -> None:
+        for place in cache.copies:
+            self._hold(cache, place, chunk.key, -cache.copies_of(place, chunk))
+        for part in chunk.hashes:
+            cache.blocks[part].chunks.remove(chunk)
+        cache.chunks[chunk.key].remove(chunk)
+        if not cache.chunks[chunk.key]:
+            del cache.chunks[chunk.key]
+
+    def _evict(self, key: BlockKey, reason: str) -> None:
+        """Evict a key everywhere, and the engine blocks that make up nothing else."""
+        self._evicted[reason] += 1
+        for cache in {slot.stream: self._caches[slot.stream] for slot in self._holders[key]}.values():
+            for chunk in list(cache.chunks[key]):
+                self._drop_chunk(cache, chunk)
+                for part in chunk.hashes:
+                    if not cache.blocks[part].chunks:
+                        self._drop_block(cache, part)
+
+    def _expire(self) -> int:
+        now = self._clock()
+        while self._promise_ends and self._promise_ends[0][0] <= now:
+            end, key, stream = heapq.heappop(self._promise_ends)
+            if self._promises.get(key, {}).get(stream) == end:
+                self._fulfil(key, stream)
+        evicted = 0
+        while self._used_s:
+            key, used_s = next(iter(self._used_s.items()))
+            if now - used_s < self.limits.ttl_s:
+                break
+            self._evict(key, "ttl")
+            evicted += 1
+        return evicted
+
+    def _shrink(self) -> None:
+        while len(self._holders) > self.limits.blocks_max:
+            self._evict(next(iter(self._used_s)), "size")
+        while self._bytes() > self.limits.bytes_max and self._used_s:
+            self._evict(next(iter(self._used_s)), "bytes")
+        for cache in self._caches.values():
+            for waiting in (cache.retired, cache.orphans):
+                while waiting and self._bytes() > self.limits.bytes_max:
+                    self._drop_block(cache, next(iter(waiting)))
+
+    def _bytes(self) -> int:
+        return (
+            self._entries * ENTRY_BYTES
+            + sum(len(cache.blocks) for cache in self._caches.values()) * ENGINE_BLOCK_BYTES
+            + sum(len(cache.orphans) for cache in self._caches.values()) * ORPHAN_BYTES
+            + len(self._promise_ends) * PROMISE_BYTES
+        )
+
+    # -- promises -----------------------------------------------------------------------------------------------------
+
+    def promise(self, stream: Stream, keys: Sequence[BlockKey], ttl_s: float) -> None:
+        with self._lock:
+            end = self._clock() + ttl_s
+            for key in keys:
+                if any(slot.stream == stream for slot in self._holders.get(key, ())):
+                    continue
+                self._promises.setdefault(key, {})[stream] = end
+                heapq.heappush(self._promise_ends, (end, key, stream))
+            while len(self._promise_ends) > self.limits.promises_max:
+                end, key, stream = heapq.heappop(self._promise_ends)
+                if self._promises.get(key, {}).get(stream) == end:
+                    self._fulfil(key, stream)
+
+    def _fulfil(self, key: BlockKey, stream: Stream) -> None:
+        promised = self._promises.get(key)
+        if promised is not None:
+            promised.pop(stream, None)
+            if not promised:
+                del self._promises[key]
+
+    # -- read path ----------------------------------------------------------------------------------------------------
+
+    def lookup(self, keys: Sequence[BlockKey], pods: Collection[PodId] | None = None) -> Lookup:
+        with self._lock:
+            self._expire()
+            wanted = None if pods is None else frozenset(pods)
+            holders: list[dict[Slot, int]] = []
+            promised: list[frozenset[Stream]] = []
+            for key in keys:
+                slots = self._holders.get(key, {})
+                streams = self._promises.get(key, {})
+                if wanted is None:
+                    holders.append(dict(slots))
+                    promised.append(frozenset(streams))
+                else:
+                    holders.append({slot: copies for slot, copies in slots.items() if slot.stream.pod in wanted})
+                    promised.append(frozenset(stream for stream in streams if stream.pod in wanted))
+            for key in reversed(keys):  # the first block last: eviction takes a prefix from its end
+                if key in self._used_s:
+                    self._touch(key)
+            return Lookup(keys, holders, promised, self._infos(wanted))
+
+    def _infos(self, pods: Collection[PodId] | None) -> dict[Stream, StreamInfo]:
+        return {
+            stream: StreamInfo(
+                stream=stream,
+                model=cache.model,
+                groups=cache.groups,
+                stale=cache.stale,
+                blocks=len(cache.places),
+                orphans=cache.resident_orphans(),
+                last_event_s=cache.last_event_s,
+            )
+            for stream, cache in self._caches.items()
+            if pods is None or stream.pod in pods
+        }
+
+    # -- streams ------------------------------------------------------------------------------------------------------
+
+    def mark(self, stream: Stream, stale: StaleReason | None) -> None:
+        with self._lock:
+            self._caches.setdefault(stream, EngineCache(stream)).stale = stale
+
+    def drop(self, stream: Stream) -> int:
+        with self._lock:
+            old = self._caches.get(stream)
+            if old is None:
+                return 0
+            dropped = self._empty(old)
+            fresh = EngineCache(stream)
+            fresh.model, fresh.stale = old.model, old.stale
+            self._caches[stream] = fresh
+            return dropped
+
+    def forget(self, stream: Stream) -> int:
+        with self._lock:
+            cache = self._caches.pop(stream, None)
+            return 0 if cache is None else self._empty(cache)
+
+    def _empty(self, cache: EngineCache) -> int:
+        before = self._entries
+        for place, held in cache.copies.items():
+            for block in held:
+                named = cache.blocks.get(block)
+                for chunk in named.chunks if named else ():
+                    slot = Slot(cache.stream, *place)
+                    copies = self._holders.get(chunk.key, {}).get(slot)
+                    if copies is not None:
+                        self._hold(cache, place, chunk.key, -copies)
+        return before - self._entries
+
+    def expire(self) -> int:
+        with self._lock:
+            return self._expire()
+
+    def streams(self) -> Mapping[Stream, StreamInfo]:
+        with self._lock:
+            return self._infos(None)
+
+    def stats(self) -> IndexStats:
+        with self._lock:
+            return IndexStats(
+                blocks=len(self._holders),
+                entries=self._entries,
+                orphans=sum(cache.resident_orphans() for cache in self._caches.values()),
+                speculative=sum(len(streams) for streams in self._promises.values()),
+                streams=len(self._caches),
+                pods=len({stream.pod for stream in self._caches}),
+                bytes_estimated=self._bytes(),
+                evicted_ttl=self._evicted["ttl"],
+                evicted_size=self._evicted["size"],
+                evicted_bytes=self._evicted["bytes"],
+            )

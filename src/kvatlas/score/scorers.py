@@ -1,0 +1,58 @@
+"""Ways to turn what a cache holds into one number; the more the better."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Protocol, cast
+
+from kvatlas.errors import RequestError
+from kvatlas.score.holdings import Holdings
+from kvatlas.score.prefix import PrefixHit
+from kvatlas.types import Stream
+
+SCORERS = "kvatlas.scorers"
+"""Entry point group that scorers are found in, by name."""
+
+
+class Scorer(Protocol):
+    """Scores one stream for one prompt."""
+
+    def score(self, holdings: Holdings, stream: Stream, hit: PrefixHit) -> float:
+        """Return a score of 0 or more, in weighted index blocks unless the scorer says otherwise."""
+        ...
+
+
+class LongestPrefix:
+    """The sum of tier weights over the longest reusable prefix.
+
+    Four blocks in GPU memory score 4.0; with a CPU weight of 0.5, two of them there score 3.0.
+    """
+
+    def score(self, holdings: Holdings, stream: Stream, hit: PrefixHit) -> float:
+        return sum(holdings.weights.of(tier) for tier in hit.tiers)
+
+
+class HighestBlockHit:
+    """The number of the last block held, gaps or not: what a cache reaches if the blocks between are computed or loaded."""
+
+    def score(self, holdings: Holdings, stream: Stream, hit: PrefixHit) -> float:
+        return float(max((i + 1 for i, weight in enumerate(holdings.held_anyhow(stream)) if weight > 0), default=0))
+
+
+class Coverage:
+    """The share of the prompt's blocks held anywhere in the stream, tier-weighted, gaps or not; 0 to 1."""
+
+    def score(self, holdings: Holdings, stream: Stream, hit: PrefixHit) -> float:
+        return sum(holdings.held_anyhow(stream)) / len(holdings.keys) if holdings.keys else 0.0
+
+
+def scorer_names() -> list[str]:
+    """Return the names of all installed scorers."""
+    return sorted(entry_points(group=SCORERS).names)
+
+
+def load_scorer(name: str) -> Scorer:
+    """Return a scorer by name; RequestError with the known names where there is none."""
+    for found in entry_points(group=SCORERS, name=name):
+        return cast("Scorer", found.load()())
+    raise RequestError("scorer", f"{name!r} is not installed", f"use one of {', '.join(scorer_names())}")
