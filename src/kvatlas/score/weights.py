@@ -14,7 +14,7 @@ DEFAULT_WEIGHTS: Mapping[Tier, float] = {GPU: 1.0, CPU: 0.8, DISK: 0.6, STORAGE:
 class TierWeights(msgspec.Struct, frozen=True):
     """Weights 0 to 1 by tier. A medium that nobody configured gets ``unknown``, never the GPU's weight."""
 
-    by_tier: Mapping[Tier, float] = DEFAULT_WEIGHTS
+    by_tier: Mapping[Tier, float] = msgspec.field(default_factory=lambda: DEFAULT_WEIGHTS)
     unknown: float = 0.1
 
     def of(self, tier: Tier) -> float:

@@ -1,0 +1,277 @@
+"""The index layer as one object: what an embedding scheduler, the service and the command line all use.
+
+with Indexer(load_config("kvatlas.yaml")) as indexer:
+    best = indexer.score(Query(token_ids, model="llama")).pods[0]
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+
+import msgspec
+
+from kvatlas.config import Config, EngineSettings
+from kvatlas.index import Index, IndexLimits, ReferenceIndex
+from kvatlas.ingest.apply import Applier
+from kvatlas.ingest.ingestor import Ingestor
+from kvatlas.ingest.setup import limits_of, sources_of
+from kvatlas.ingest.sources import Origin
+from kvatlas.ingest.sources.zmq import ZmqSource
+from kvatlas.ingest.worker import StreamWorker
+from kvatlas.keys import KeySchema, as_token_array
+from kvatlas.observe.metrics import Metrics
+from kvatlas.results import BlockLocality, Holder, PodScore, PodStatus, Query, ScoreResult
+from kvatlas.score import Holdings, Scorer, TierWeights, load_scorer, longest_prefix
+from kvatlas.types import GPU, BlockKey, DpRank, Frame, GroupIdx, IndexStats, PodId, Stream, StreamInfo, Tier
+
+
+class Indexer:
+    """Reads engines' KV events into an index and answers who holds the longest prefix of a prompt. Thread-safe."""
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        metrics: Metrics | None = None,
+        index: Index | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config or Config()
+        settings = self.config
+        self.schema = KeySchema(settings.keys.block_size, settings.keys.seed)
+        self.index: Index = index or ReferenceIndex(self.schema, _index_limits(settings), clock)
+        self.metrics = metrics or Metrics(core=self.index.core)
+        self._weights = TierWeights(
+            {Tier(name): weight for name, weight in settings.tiered_cache.weights.items()},
+            settings.tiered_cache.unknown_weight,
+        )
+        self._stale_weight = settings.ingest.stale_weight if settings.ingest.stale_entries == "downweight" else 1.0
+        self._scorers: dict[str, Scorer] = {settings.scorer: load_scorer(settings.scorer)}
+        self._ingest = Ingestor(
+            self.index,
+            self.metrics,
+            Applier(self.index, self.metrics, settings.models),
+            sources_of(settings),
+            limits_of(settings),
+        )
+        self.metrics.observe_index(self.stats, self.pods)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the configured event sources in the background. SourceError if an address cannot be bound."""
+        self._ingest.start()
+
+    def close(self) -> None:
+        """Stop the event sources."""
+        self._ingest.close()
+
+    def __enter__(self) -> Indexer:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def ready(self) -> tuple[bool, str]:
+        """Return whether answers can be relied on, and why not: before start, and while streams are still catching up."""
+        if not self._ingest.running:
+            return False, self._ingest.failure or "event sources are not started"
+        catching_up = [str(worker.stream) for worker in self._ingest.workers() if not worker.caught_up]
+        if catching_up:
+            return False, f"{len(catching_up)} streams are catching up: {', '.join(sorted(catching_up)[:5])}"
+        return True, "ok"
+
+    # -- read path ----------------------------------------------------------------------------------------------------
+
+    def block_keys(self, query: Query) -> list[BlockKey]:
+        """Return the key of every whole index block of a prompt. TokensError for input that is no token ids."""
+        return self.schema.keys(
+            as_token_array(query.token_ids),
+            self._canonical(query.model),
+            lora_name=query.lora_name,
+            cache_salt=query.cache_salt,
+            multimodal=query.multimodal,
+        )
+
+    def score(self, query: Query) -> ScoreResult:
+        """Score every candidate for a prompt, best first.
+
+        Pods of another model hold nothing of it and score 0. TokensError for bad tokens, RequestError for an unknown scorer.
+        """
+        started_s = time.perf_counter()
+        name = query.scorer or self.config.scorer
+        if name not in self._scorers:
+            self._scorers[name] = load_scorer(name)
+        scorer = self._scorers[name]
+        tokens = as_token_array(query.token_ids)
+        keys = self.block_keys(msgspec.structs.replace(query, token_ids=tokens))
+        holdings = Holdings(self.index.lookup(keys, query.pods), self._weights)
+        by_pod: dict[PodId, list[PodScore]] = {}
+        for stream in holdings.streams:
+            by_pod.setdefault(stream.pod, []).append(self._score_stream(scorer, holdings, stream, len(tokens)))
+        pods = sorted((_best_rank(ranks) for ranks in by_pod.values()), key=lambda pod: (-pod.score, pod.pod))
+        best_blocks = max((pod.matched_blocks for pod in pods), default=0)
+        self.metrics.query("score", time.perf_counter() - started_s, len(keys), best_blocks)
+        return ScoreResult(
+            pods=tuple(pods),
+            scorer=name,
+            prompt_tokens=len(tokens),
+            blocks=len(keys),
+            cache_hits=holdings.blocks_held,
+            coverage=holdings.blocks_held / len(keys) if keys else 0.0,
+        )
+
+    def candidates(self, query: Query, limit: int | None = None) -> tuple[PodScore, ...]:
+        """Return the pods that hold something of a prompt, best first, at most ``limit``."""
+        return tuple(pod for pod in self.score(query).pods if pod.score > 0)[:limit]
+
+    def locality(self, keys: Sequence[BlockKey], pods: Collection[PodId] | None = None) -> tuple[BlockLocality, ...]:
+        """Return where each block lies."""
+        started_s = time.perf_counter()
+        lookup = self.index.lookup(keys, pods)
+        stale = {stream for stream, info in lookup.streams.items() if info.stale is not None}
+        answer = []
+        for key, slots, promised in zip(lookup.keys, lookup.holders, lookup.speculative, strict=True):
+            holders = [
+                Holder(slot.stream.pod, slot.stream.dp_rank, slot.tier, slot.group, copies, False, slot.stream in stale)
+                for slot, copies in sorted(slots.items())
+            ]
+            holders += [
+                Holder(stream.pod, stream.dp_rank, GPU, GroupIdx(0), 0, True, stream in stale) for stream in sorted(promised)
+            ]
+            answer.append(BlockLocality(key, tuple(holders)))
+        held = sum(1 for block in answer if block.holders)
+        self.metrics.query("locality", time.perf_counter() - started_s, len(keys), held)
+        return tuple(answer)
+
+    def promise(self, query: Query, stream: Stream, ttl_s: float | None = None) -> None:
+        """Note that a request was sent to a pod's rank: its blocks count there until events confirm them or time is up."""
+        ttl_s = self.config.index.speculative_ttl if ttl_s is None else ttl_s
+        self.index.promise(stream, self.block_keys(query), ttl_s)
+
+    def _canonical(self, model: str) -> str:
+        return self.config.models.get(model, model)
+
+    def _score_stream(self, scorer: Scorer, holdings: Holdings, stream: Stream, prompt_tokens: int) -> PodScore:
+        hit = longest_prefix(holdings, stream, prompt_tokens, self.schema.block_size_tokens)
+        info = holdings.streams[stream]
+        score = scorer.score(holdings, stream, hit)
+        if info.stale is not None:
+            score *= self._stale_weight
+        tiers: dict[Tier, int] = {}
+        for tier in hit.tiers:
+            tiers[tier] = tiers.get(tier, 0) + 1
+        return PodScore(
+            pod=stream.pod,
+            model=info.model,
+            score=score,
+            matched_blocks=len(hit.tiers),
+            matched_tokens=hit.tokens,
+            predicted_cached_tokens=hit.cached_tokens,
+            tiers=tiers,
+            dp_rank=stream.dp_rank,
+            predicted_by_rank={stream.dp_rank: hit.cached_tokens},
+            speculative_blocks=hit.speculative,
+            stale=info.stale is not None,
+            stale_reason=info.stale,
+        )
+
+    # -- write path ---------------------------------------------------------------------------------------------------
+
+    def publish(self, frame: Frame, *, decoder: str = "vllm", pod: PodId | None = None, model: str | None = None) -> None:
+        """Take a frame from this process. RequestError when the stream's queue is full: nothing was taken, send it again."""
+        self._ingest.publish(Origin("in-process", decoder=decoder, pod=pod, model=model), frame)
+
+    def sync(self, timeout_s: float = 10.0) -> None:
+        """Return when all that reachable engines have published so far is in the index (they are asked for it)."""
+        self._ingest.sync(timeout_s)
+
+    def drain(self, timeout_s: float = 10.0) -> None:
+        """Return when every frame received so far is in the index."""
+        self._ingest.drain(timeout_s)
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def stats(self) -> IndexStats:
+        """Return the index's sizes."""
+        return self.index.stats()
+
+    def pods(self) -> tuple[PodStatus, ...]:
+        """Return every stream (rank of a pod), by name, and the engines that were not heard of yet."""
+        workers = {worker.stream: worker for worker in self._ingest.workers()}
+        known = [_status(info, workers.get(stream)) for stream, info in self.index.streams().items()]
+        seen = {worker.source for worker in workers.values()}
+        silent = [_silent(engine) for engine in self.config.zmq.engines if engine.endpoint not in seen]
+        return tuple(sorted([*known, *silent], key=lambda status: (status.pod, status.dp_rank)))
+
+    @property
+    def event_endpoint(self) -> str | None:
+        """The address that engines can connect to, when one is bound."""
+        for source in self._ingest.sources:
+            if isinstance(source, ZmqSource) and source.bound_endpoint:
+                return source.bound_endpoint
+        return None
+
+
+def _best_rank(ranks: Sequence[PodScore]) -> PodScore:
+    """Return a pod's best rank, with what each of them would serve."""
+    best = max(ranks, key=lambda rank: (rank.score, rank.predicted_cached_tokens, -rank.dp_rank))
+    predicted = {rank.dp_rank: rank.predicted_cached_tokens for rank in sorted(ranks, key=lambda rank: rank.dp_rank)}
+    return msgspec.structs.replace(best, predicted_by_rank=predicted)
+
+
+def _status(info: StreamInfo, worker: StreamWorker | None) -> PodStatus:
+    sizes = {spec.block_size_tokens for spec in info.groups.values() if spec.block_size_tokens is not None}
+    return PodStatus(
+        pod=info.stream.pod,
+        dp_rank=info.stream.dp_rank,
+        model=info.model or (worker.model if worker else None),
+        state="fresh" if info.stale is None else "stale",
+        stale_reason=info.stale,
+        blocks=info.blocks,
+        orphans=info.orphans,
+        block_sizes_tokens=tuple(sorted(sizes)),
+        groups={index: spec.kind.value for index, spec in sorted(info.groups.items())},
+        next_seq=worker.next_seq if worker else None,
+        queue_depth=worker.queue_depth if worker else 0,
+        gaps=worker.gaps if worker else 0,
+        replays=worker.replays if worker else 0,
+        restarts=worker.restarts if worker else 0,
+        last_event_age_s=None if info.last_event_s is None else max(0.0, time.time() - info.last_event_s),
+        source=worker.source if worker else "in-process",
+    )
+
+
+def _silent(engine: EngineSettings) -> PodStatus:
+    """Return the status of a configured engine that no event came from yet."""
+    return PodStatus(
+        pod=PodId(engine.pod or engine.endpoint),
+        dp_rank=DpRank(0),
+        model=engine.model,
+        state="connecting",
+        stale_reason=None,
+        blocks=0,
+        orphans=0,
+        block_sizes_tokens=(),
+        groups={},
+        next_seq=None,
+        queue_depth=0,
+        gaps=0,
+        replays=0,
+        restarts=0,
+        last_event_age_s=None,
+        source=engine.endpoint,
+    )
+
+
+def _index_limits(config: Config) -> IndexLimits:
+    settings = config.index
+    return IndexLimits(
+        ttl_s=settings.ttl,
+        blocks_max=settings.max_size,
+        bytes_max=settings.max_bytes,
+        orphans_max=settings.orphans_max,
+        retired_max=settings.retired_hashes_max,
+    )

@@ -1,0 +1,327 @@
+"""All streams of a deployment: runs the sources, gives each stream its worker, and lets go of pods that went.
+
+One thread runs one event loop for all sources and workers; decoding and applying happen in a small pool, so that streams
+proceed beside each other while each keeps its order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import msgspec
+import structlog
+import zmq.asyncio
+
+from kvatlas.errors import RequestError, SourceError
+from kvatlas.index import Index
+from kvatlas.ingest.apply import Applier
+from kvatlas.ingest.decode import Decoder, load_decoder
+from kvatlas.ingest.decode.header import peek_header
+from kvatlas.ingest.sources import EventSource, Origin
+from kvatlas.ingest.sources.zmq import SocketLimits, ZmqReplayer
+from kvatlas.ingest.topic import parse_topic
+from kvatlas.ingest.worker import StreamWorker, WorkerLimits
+from kvatlas.observe.metrics import Metrics
+from kvatlas.types import DpRank, Frame, Stream
+
+log = structlog.get_logger("kvatlas.ingest")
+
+SourceFactory = Callable[[zmq.asyncio.Context], EventSource]
+
+
+class IngestLimits(msgspec.Struct, frozen=True):
+    """Bounds and times of the write path."""
+
+    worker: WorkerLimits = WorkerLimits()
+    socket: SocketLimits = SocketLimits()
+    streams_max: int = 4096
+    """Streams beyond it are refused and counted."""
+    gone_after_s: float = 60.0
+    """A pod that cannot be reached for longer is dropped."""
+    replay_timeout_s: float = 5.0
+    audit_interval_s: float = 5.0
+    """How often a quiet stream is compared with its engine, which finds frames lost at the end; 0 never."""
+    apply_threads: int = 2
+
+
+class _StreamTask(msgspec.Struct, eq=False):
+    worker: StreamWorker
+    task: asyncio.Task[None]
+    origin: Origin
+    audited_s: float
+
+
+class Ingestor:
+    """Thread-safe from outside; inside, all state belongs to the loop's thread."""
+
+    def __init__(
+        self,
+        index: Index,
+        metrics: Metrics,
+        applier: Applier,
+        sources: Sequence[SourceFactory],
+        limits: IngestLimits | None = None,
+    ) -> None:
+        self._index = index
+        self._metrics = metrics
+        self._applier = applier
+        self._source_factories = sources
+        self._limits = limits or IngestLimits()
+        self._streams: dict[Stream, _StreamTask] = {}
+        self._by_origin: dict[Origin, set[Stream]] = {}
+        self._down: set[Origin] = set()
+        self._decoders: dict[str, Decoder] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._started = threading.Event()
+        self._stop: asyncio.Event | None = None
+        self._failure: SourceError | None = None
+        self._executor = ThreadPoolExecutor(self._limits.apply_threads, thread_name_prefix="kvatlas-apply")
+        self._context: zmq.asyncio.Context | None = None
+        self.sources: list[EventSource] = []
+
+    # -- life -----------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the sources. Returns when they are bound and connecting; SourceError if one cannot start."""
+        if self._thread is not None:
+            return
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="kvatlas-ingest", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Stop the sources and workers; frames not applied yet are left."""
+        if self._loop is not None and self._stop is not None and self._thread is not None and self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # the loop ended by itself
+                self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(timeout_s)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._context = zmq.asyncio.Context()
+        self.sources = [make(self._context) for make in self._source_factories]
+        tasks = [asyncio.create_task(self._run_source(source)) for source in self.sources]
+        tasks.append(asyncio.create_task(self._watch()))
+        await asyncio.sleep(0)  # let every source bind or connect
+        await asyncio.sleep(0)
+        self._started.set()
+        await self._stop.wait()
+        tasks.extend(entry.task for entry in self._streams.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._context.destroy(linger=0)
+
+    async def _run_source(self, source: EventSource) -> None:
+        try:
+            await source.run(self)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            causes = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
+            problem = next((cause for cause in causes if isinstance(cause, SourceError)), None)
+            self._failure = problem or SourceError(source.name, repr(causes[0]), "see the log for where it failed")
+            self._metrics.connection(source.name, "failed")
+            log.exception("source failed", source=source.name, error=str(self._failure))
+
+    @property
+    def running(self) -> bool:
+        """True while sources run and none has failed."""
+        return self._failure is None and self._thread is not None and self._thread.is_alive()
+
+    @property
+    def failure(self) -> str | None:
+        """What made a source fail."""
+        return None if self._failure is None else str(self._failure)
+
+    # -- sink (loop thread) ---------------------------------------------------------------------------------------------
+
+    def frame(self, origin: Origin, frame: Frame) -> None:
+        entry = self._entry(origin, frame)
+        if entry is not None:
+            entry.worker.offer(frame)
+
+    def connected(self, origin: Origin) -> None:
+        self._metrics.connection(origin.source, "connected")
+        log.info("source connected", source=origin.source)
+        self._down.discard(origin)
+        streams = self._by_origin.get(origin, set())
+        for stream in streams:
+            self._streams[stream].worker.link_up()
+        if not streams and origin.replay_endpoint and "{" not in origin.replay_endpoint:
+            asyncio.create_task(self._introduce(origin))  # noqa: RUF006  # bounded by the replay timeout, holds itself
+
+    def disconnected(self, origin: Origin) -> None:
+        if origin in self._down:
+            return
+        self._down.add(origin)
+        self._metrics.connection(origin.source, "disconnected")
+        log.warning("source disconnected", source=origin.source)
+        for stream in self._by_origin.get(origin, ()):
+            self._streams[stream].worker.link_down(time.monotonic())
+
+    def malformed(self, origin: Origin, detail: str) -> None:
+        self._metrics.decode_fault(origin.pod or origin.source, "not_a_frame")
+        log.warning("message is no event frame", source=origin.source, detail=detail)
+
+    async def _introduce(self, origin: Origin) -> None:
+        """Ask a newly connected engine for its first kept frame: it tells which pod this is, and the worker does the rest."""
+        assert self._context is not None
+        assert origin.replay_endpoint is not None
+        replayer = self._replayer(origin.replay_endpoint)
+        try:
+            async with contextlib.aclosing(replayer.replay(0)) as frames:
+                async for frame in frames:
+                    entry = self._entry(origin, frame)
+                    if entry is not None:
+                        entry.worker.link_up()
+                    return
+        except (TimeoutError, OSError):
+            log.warning("no answer from the replay endpoint", source=origin.source, endpoint=origin.replay_endpoint)
+
+    # -- streams --------------------------------------------------------------------------------------------------------
+
+    def _entry(self, origin: Origin, frame: Frame) -> _StreamTask | None:
+        topic_pod, topic_model = parse_topic(frame.topic)
+        pod = origin.pod or topic_pod or origin.fallback_pod
+        rank = peek_header(frame.payload).dp_rank
+        if pod is None:
+            self.malformed(origin, f"topic {frame.topic[:80]!r} names no pod: set pod in zmq.engines")
+            return None
+        stream = Stream(pod, rank if rank is not None else origin.dp_rank or DpRank(0))
+        entry = self._streams.get(stream)
+        if entry is None:
+            if len(self._streams) >= self._limits.streams_max:
+                self._metrics.frame("other", "refused")
+                log.error("too many streams: frame refused", pod=pod, streams_max=self._limits.streams_max)
+                return None
+            entry = self._open(stream, origin, origin.model or topic_model)
+        return entry
+
+    def _open(self, stream: Stream, origin: Origin, model: str | None) -> _StreamTask:
+        endpoint = origin.replay_endpoint_of(stream)
+        worker = StreamWorker(
+            stream,
+            model=model,
+            decoder=self._decoder(origin.decoder),
+            applier=self._applier,
+            index=self._index,
+            metrics=self._metrics,
+            executor=self._executor,
+            replayer=self._replayer(endpoint) if endpoint else None,
+            timestamp_of=lambda payload: peek_header(payload).timestamp_s,
+            limits=self._limits.worker,
+            source=origin.source,
+        )
+        task = asyncio.create_task(self._run_worker(worker), name=f"stream {stream}")
+        entry = _StreamTask(worker, task, origin, time.monotonic())
+        self._streams[stream] = entry
+        self._by_origin.setdefault(origin, set()).add(stream)
+        self._index.mark(stream, worker.stale)
+        log.info("stream found", pod=stream.pod, dp_rank=stream.dp_rank, model=model, source=origin.source)
+        return entry
+
+    async def _run_worker(self, worker: StreamWorker) -> None:
+        try:
+            await worker.run()
+        except Exception:
+            # Our own mistake: what the stream holds can't be trusted. Drop it; its next frame starts it anew.
+            log.exception("stream worker failed: its entries are dropped", pod=worker.stream.pod)
+            self._metrics.decode_fault(worker.stream.pod, "internal")
+            self._close(worker.stream)
+
+    def _close(self, stream: Stream) -> None:
+        entry = self._streams.pop(stream)
+        siblings = self._by_origin[entry.origin]
+        siblings.discard(stream)
+        if not siblings:
+            del self._by_origin[entry.origin]
+        self._index.forget(stream)
+        if not any(other.pod == stream.pod for other in self._streams):
+            self._metrics.forget_pod(stream.pod)
+
+    def _decoder(self, name: str) -> Decoder:
+        if name not in self._decoders:
+            self._decoders[name] = load_decoder(name)
+        return self._decoders[name]
+
+    def _replayer(self, endpoint: str) -> ZmqReplayer:
+        assert self._context is not None
+        return ZmqReplayer(self._context, endpoint, self._limits.replay_timeout_s, self._limits.socket)
+
+    # -- watch ----------------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Audit quiet streams, drop pods that are gone, expire entries."""
+        interval_s = min(1.0, self._limits.gone_after_s / 4, self._limits.audit_interval_s / 2 or 1.0)
+        while True:
+            await asyncio.sleep(interval_s)
+            now_s = time.monotonic()
+            for stream, entry in list(self._streams.items()):
+                since_s = entry.worker.disconnected_since_s
+                if since_s is not None and now_s - since_s > self._limits.gone_after_s:
+                    log.warning("pod is gone: dropped", pod=stream.pod, dp_rank=stream.dp_rank)
+                    entry.task.cancel()
+                    self._close(stream)
+                elif self._audit_due(entry, now_s):
+                    entry.audited_s = now_s
+                    entry.worker.check()
+            self._index.expire()
+
+    def _audit_due(self, entry: _StreamTask, now_s: float) -> bool:
+        interval_s = self._limits.audit_interval_s
+        return interval_s > 0 and entry.worker.can_replay and entry.worker.idle and now_s - entry.audited_s >= interval_s
+
+    # -- from other threads ---------------------------------------------------------------------------------------------
+
+    def publish(self, origin: Origin, frame: Frame) -> None:
+        """Take a frame from this process. RequestError when the stream's queue is full or the ingest is not running."""
+        taken = self._call(self._publish(origin, frame)).result(timeout=10)
+        if not taken:
+            raise RequestError("frame", "its stream's queue is full", "wait and send it again")
+
+    async def _publish(self, origin: Origin, frame: Frame) -> bool:
+        entry = self._entry(origin, frame)
+        if entry is None:
+            raise RequestError("pod", "neither topic nor request names the pod of this frame", "name it")
+        if entry.worker.queue_depth >= self._limits.worker.queue_frames_max:
+            return False  # the sender is told, so nothing is lost
+        return entry.worker.offer(frame)
+
+    def sync(self, timeout_s: float = 10.0) -> None:
+        """Wait until all that engines have published by now is applied, asking their replay endpoints. TimeoutError."""
+        self._call(self._sync()).result(timeout=timeout_s)
+
+    async def _sync(self) -> None:
+        checks: list[Awaitable[None]] = [entry.worker.check() for entry in self._streams.values()]
+        if checks:
+            await asyncio.gather(*checks)
+
+    def drain(self, timeout_s: float = 10.0) -> None:
+        """Wait until every frame received so far is applied. TimeoutError if that takes longer."""
+        self._call(self._drain()).result(timeout=timeout_s)
+
+    async def _drain(self) -> None:
+        for entry in list(self._streams.values()):
+            await entry.worker.settled()
+
+    def workers(self) -> list[StreamWorker]:
+        """Return the workers of all streams, for reading their figures."""
+        return [entry.worker for entry in list(self._streams.values())]
+
+    def _call(self, work: Awaitable[object]) -> Future:  # type: ignore[type-arg]  # results differ
+        if self._loop is None or self._thread is None or not self._thread.is_alive():
+            if hasattr(work, "close"):
+                work.close()
+            raise RequestError("indexer", "event ingest is not running", "call start() first")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)  # type: ignore[arg-type]

@@ -1,0 +1,77 @@
+"""Sequence numbers of one stream: what the next frame means. No IO: frames in, verdicts out.
+
+An engine numbers its frames from 0 without holes, and starts again at 0 when it restarts. So a number too high is a gap, and
+one too low is a repeated frame (same bytes) or a restarted engine (other bytes). A restarted engine may also have come further
+than we had, which looks like a gap: so a replay is asked for from the last frame we know, and its bytes are compared first.
+"""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from collections.abc import Callable
+
+import xxhash
+
+REMEMBERED_FRAMES = 1024
+"""How many frames back a repeated one is known by its bytes: 8 KiB a stream."""
+
+
+class Verdict(enum.Enum):
+    """What a frame is to its stream."""
+
+    NEXT = "next"
+    DUPLICATE = "duplicate"
+    GAP = "gap"
+    RESTART = "restart"
+
+
+class SequenceTracker:
+    """Follows one stream's numbers. ``next_seq`` None: nothing has been seen, so frame 0 must come first."""
+
+    def __init__(self, timestamp_of: Callable[[bytes], float | None] = lambda payload: None) -> None:
+        self.next_seq: int | None = None
+        self._timestamp_of = timestamp_of
+        self._first = 0
+        self._digests = array("Q", bytes(8 * REMEMBERED_FRAMES))
+        self._last_payload = b""
+
+    def judge(self, seq: int, payload: bytes) -> Verdict:
+        """Say what a frame is. Changes nothing.
+
+        A frame older than is remembered is told by the engine's clock: from before the last frame it is a repetition.
+        """
+        expected = self.next_seq or 0
+        if seq == expected:
+            return Verdict.NEXT
+        if seq > expected:
+            return Verdict.GAP
+        remembered = self.remembers(seq, payload)
+        if remembered is None:
+            then_s, last_s = self._timestamp_of(payload), self._timestamp_of(self._last_payload)
+            remembered = then_s is not None and last_s is not None and then_s <= last_s
+        return Verdict.DUPLICATE if remembered else Verdict.RESTART
+
+    def accept(self, seq: int, payload: bytes) -> None:
+        """Note a frame as seen; the next one is ``seq + 1``."""
+        if self.next_seq is None or seq != self.next_seq:
+            self._first = seq
+        self._digests[seq % REMEMBERED_FRAMES] = xxhash.xxh3_64_intdigest(payload)
+        self.next_seq = seq + 1
+        self._last_payload = payload
+
+    def remembers(self, seq: int, payload: bytes) -> bool | None:
+        """Tell whether frame ``seq`` had these bytes; None if it is not remembered."""
+        if self.next_seq is None or not max(self._first, self.next_seq - REMEMBERED_FRAMES) <= seq < self.next_seq:
+            return None
+        return self._digests[seq % REMEMBERED_FRAMES] == xxhash.xxh3_64_intdigest(payload)
+
+    def replay_from(self) -> int:
+        """Return where a replay has to start: at the last frame seen, to check that the engine is still the same."""
+        return max(0, (self.next_seq or 0) - 1)
+
+    def reset(self, next_seq: int | None = None) -> None:
+        """Forget all frames; ``next_seq`` is expected now."""
+        self.next_seq = next_seq
+        self._first = next_seq or 0
+        self._last_payload = b""

@@ -1,0 +1,169 @@
+"""ZMQ event sources: SUB sockets that connect to engines, or one that engines connect to, and the replay request.
+
+Frames and the replay protocol are those of vLLM 0.32 and SGLang (docs/events.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+import time
+from collections.abc import AsyncGenerator
+
+import msgspec
+import structlog
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+from kvatlas.errors import SourceError
+from kvatlas.ingest.sources import Origin, Sink
+from kvatlas.types import Frame
+
+_SEQ = struct.Struct(">Q")
+END_SEQ = 0xFFFF_FFFF_FFFF_FFFF
+"""The number of the marker that ends a replay."""
+
+_HEARTBEAT_MS = 1_000
+_HEARTBEAT_TIMEOUT_MS = 5_000
+_LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+
+class SocketLimits(msgspec.Struct, frozen=True):
+    """Bounds of a subscription."""
+
+    receive_high_water_mark: int = 100_000
+    """Frames that wait in the socket; beyond it the engine drops frames, which shows as a gap and is healed."""
+    frame_bytes_max: int = 64 << 20
+    reconnect_min_s: float = 0.1
+    reconnect_max_s: float = 10.0
+    """Reconnects back off exponentially between the two."""
+
+
+class ZmqSource:
+    """One SUB socket: connected to one engine's rank, or bound where engines connect to."""
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        endpoint: str,
+        origin: Origin,
+        *,
+        bind: bool = False,
+        topic_filter: str = "",
+        limits: SocketLimits | None = None,
+    ) -> None:
+        self._context = context
+        self._endpoint = endpoint
+        self._origin = origin
+        self._bind = bind
+        self._topic_filter = topic_filter
+        self._limits = limits or SocketLimits()
+        self.bound_endpoint: str | None = None
+        """The real address after binding to port 0."""
+
+    @property
+    def name(self) -> str:
+        return self._endpoint
+
+    async def run(self, sink: Sink) -> None:
+        socket = self._context.socket(zmq.SUB)
+        try:
+            self._prepare(socket)
+            monitor = socket.get_monitor_socket(_LINK_EVENTS)
+            self._attach(socket)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._receive(socket, sink))
+                if not self._bind:  # a bound socket's events do not tell which engine came or went
+                    tasks.create_task(self._watch_link(monitor, sink))
+        finally:
+            socket.disable_monitor()
+            socket.close(linger=0)
+
+    def _prepare(self, socket: zmq.asyncio.Socket) -> None:
+        limits = self._limits
+        socket.set(zmq.RCVHWM, limits.receive_high_water_mark)
+        socket.set(zmq.MAXMSGSIZE, limits.frame_bytes_max)
+        socket.set(zmq.RECONNECT_IVL, int(limits.reconnect_min_s * 1000))
+        socket.set(zmq.RECONNECT_IVL_MAX, int(limits.reconnect_max_s * 1000))
+        socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+        socket.set(zmq.IPV6, 1)
+        socket.set_string(zmq.SUBSCRIBE, self._topic_filter)
+
+    def _attach(self, socket: zmq.asyncio.Socket) -> None:
+        try:
+            if self._bind:
+                socket.bind(self._endpoint)
+                self.bound_endpoint = socket.get_string(zmq.LAST_ENDPOINT)
+            else:
+                socket.connect(self._endpoint)
+        except zmq.ZMQError as error:
+            remedy = "free the address or set zmq.endpoint to another" if self._bind else "check zmq.engines"
+            raise SourceError(self._endpoint, str(error), remedy) from error
+
+    async def _receive(self, socket: zmq.asyncio.Socket, sink: Sink) -> None:
+        while True:
+            parts = await socket.recv_multipart()
+            frame = frame_of(parts)
+            if isinstance(frame, str):
+                sink.malformed(self._origin, frame)
+            else:
+                sink.frame(self._origin, frame)
+
+    async def _watch_link(self, monitor: zmq.asyncio.Socket, sink: Sink) -> None:
+        while True:
+            event = await recv_monitor_message(monitor)
+            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                sink.connected(self._origin)
+            elif event["event"] == zmq.EVENT_DISCONNECTED:
+                sink.disconnected(self._origin)
+
+
+class ZmqReplayer:
+    """Asks an engine's ROUTER for frames it keeps. A socket a request: answers of an earlier one can't mix in."""
+
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str, timeout_s: float, limits: SocketLimits) -> None:
+        self._context = context
+        self._endpoint = endpoint
+        self._timeout_s = timeout_s
+        self._limits = limits
+
+    async def replay(self, start_seq: int) -> AsyncGenerator[Frame, None]:
+        socket = self._context.socket(zmq.DEALER)
+        try:
+            socket.set(zmq.RCVHWM, self._limits.receive_high_water_mark)
+            socket.set(zmq.MAXMSGSIZE, self._limits.frame_bytes_max)
+            socket.set(zmq.IPV6, 1)
+            with contextlib.suppress(zmq.ZMQError):
+                socket.connect(self._endpoint)
+            await asyncio.wait_for(socket.send_multipart([b"", _SEQ.pack(start_seq)]), self._timeout_s)
+            while True:
+                parts = await asyncio.wait_for(socket.recv_multipart(), self._timeout_s)
+                frame = frame_of(parts[1:] if parts and not parts[0] else parts)
+                if isinstance(frame, str):
+                    structlog.get_logger("kvatlas.ingest").warning(
+                        "replay answer is no frame", endpoint=self._endpoint, problem=frame
+                    )
+                elif frame.seq == END_SEQ:
+                    return
+                else:
+                    yield frame
+        finally:
+            socket.close(linger=0)
+
+
+def frame_of(parts: list[bytes]) -> Frame | str:
+    """Return the frame in a message's parts, or what is wrong with them.
+
+    ``[topic, seq, payload]``; replies of older engines and SGLang lack the topic.
+    """
+    if len(parts) == 2:
+        parts = [b"", *parts]
+    if len(parts) != 3:
+        return f"{len(parts)} parts instead of topic, seq and payload"
+    topic, seq, payload = parts
+    if len(seq) != _SEQ.size:
+        return f"sequence number of {len(seq)} bytes instead of 8"
+    return Frame(topic.decode("utf-8", "replace"), _SEQ.unpack(seq)[0], payload, time.time_ns())
