@@ -9,8 +9,7 @@ class DecodeLimits(msgspec.Struct, frozen=True):
     """Bounds on what one payload may say. Reaching one is an error or a fault, never a cut-off event.
 
     Each bound caps memory that the payload's own size does not: one byte of msgpack can become a Python object of 30 to
-    150 bytes. With the defaults a hostile 64 MiB payload costs at most about 600 MB while it is decoded; a real one of vLLM
-    is some kilobytes.
+    150 bytes. What is left of that factor is about 15 (hashes of three bytes). A real payload of vLLM is some kilobytes.
     """
 
     payload_bytes_max: int = 64 << 20
@@ -18,7 +17,8 @@ class DecodeLimits(msgspec.Struct, frozen=True):
     events_max: int = 1 << 18
     """Events in a payload. More: DecodeError ``oversize``. vLLM sends one removal a block, so a step that evicts counts."""
     hashes_per_event_max: int = 1 << 20
-    """Block hashes in an event. More: fault ``oversize_event``."""
+    """Block hashes in an event; in the generic format also all that are derived for a payload. More: fault
+    ``oversize_event``."""
     tokens_per_event_max: int = 1 << 23
     """Tokens in an event, whose peak is 36 bytes each. More: fault ``oversize_event``. An event covers a prompt at most."""
     block_size_tokens_max: int = 1 << 20
