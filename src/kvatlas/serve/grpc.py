@@ -1,0 +1,125 @@
+"""The gRPC server: services, health, reflection, token, TLS and limits put together."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kvatlas.config import ApiSettings
+from kvatlas.errors import ConfigError
+from kvatlas.observe.metrics import Metrics
+from kvatlas.proto.indexer.v1 import indexer_pb2_grpc
+from kvatlas.proto.kvatlas.v1 import kvatlas_pb2_grpc
+from kvatlas.serve.gate import Gate
+from kvatlas.serve.grpc_calls import Calls
+from kvatlas.serve.grpc_services import KvAtlas, LlmdIndexer
+from kvatlas.serve.queries import ServedIndex
+from kvatlas.serve.token import TokenCheck
+
+SERVICES = ("indexer.v1.IndexerService", "kvatlas.v1.KvAtlas")
+_HEALTH = "grpc.health.v1.Health"
+_REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
+_READINESS = ("", "readiness", *SERVICES)
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class GrpcServer:
+    """Both services on one port. Must be made in the event loop that it runs in."""
+
+    def __init__(self, indexer: ServedIndex, gate: Gate | None = None) -> None:
+        self._api = indexer.config.api
+        calls = Calls(self._api, indexer.metrics, gate or Gate(self._api.concurrency_max))
+        self._server = grpc.aio.server(
+            interceptors=[_TokenInterceptor(TokenCheck(self._api.token), indexer.metrics)],
+            options=[
+                ("grpc.max_receive_message_length", self._api.body_bytes_max),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_metadata_size", 16 << 10),
+                ("grpc.so_reuseport", 0),  # else a second service on the port would take half of its calls, unnoticed
+            ],
+            maximum_concurrent_rpcs=self._api.connections_max,
+        )
+        self._atlas = KvAtlas(indexer, calls)
+        indexer_pb2_grpc.add_IndexerServiceServicer_to_server(LlmdIndexer(indexer, calls), self._server)
+        kvatlas_pb2_grpc.add_KvAtlasServicer_to_server(self._atlas, self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*SERVICES, _HEALTH, _REFLECTION), self._server)
+        self._ready: bool | None = None
+
+    def bind(self) -> int:
+        """Take the configured port and return it. Raises ConfigError where it cannot be had."""
+        host = f"[{self._api.grpc_host}]" if ":" in self._api.grpc_host else self._api.grpc_host
+        address = f"{host}:{self._api.grpc_port}"
+        credentials = _credentials(self._api)
+        try:
+            if credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise ConfigError("api.grpcPort", f"cannot listen on {address}", "a free port of this machine, or 0 for any")
+        return port
+
+    async def start(self) -> None:
+        """Begin to serve. Not ready until :meth:`set_ready`."""
+        await self._health.set("liveness", _SERVING)
+        await self.set_ready(False)
+        await self._server.start()
+
+    async def set_ready(self, ready: bool) -> None:
+        """Let health checks say whether answers can be relied on."""
+        if ready != self._ready:
+            self._ready = ready
+            for name in _READINESS:
+                await self._health.set(name, _SERVING if ready else _NOT_SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, wait for those in progress at most ``grace_s``, then cancel them."""
+        await self.set_ready(False)
+        await self._server.stop(grace_s)
+        self._atlas.close()
+
+
+class _TokenInterceptor(grpc.aio.ServerInterceptor):
+    """Refuses calls without the token, except health checks, before their message is read."""
+
+    def __init__(self, check: TokenCheck, metrics: Metrics) -> None:
+        self._check = check
+        self._metrics = metrics
+
+        async def refuse(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            self._metrics.grpc("unauthenticated", grpc.StatusCode.UNAUTHENTICATED.name, 0.0)
+            await context.abort(
+                grpc.StatusCode.UNAUTHENTICATED,
+                "authorization: the bearer token is missing or wrong; send the metadata authorization: Bearer TOKEN",
+            )
+
+        # As a streaming handler it does not read messages; on the wire all kinds of call begin alike.
+        self._refusal: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(refuse)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        if handler_call_details.method.startswith(f"/{_HEALTH}/"):
+            return await continuation(handler_call_details)
+        given = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
+        if self._check.allows(given[0] if len(given) == 1 else None):
+            return await continuation(handler_call_details)
+        return self._refusal
+
+
+def _credentials(api: ApiSettings) -> grpc.ServerCredentials | None:
+    if api.tls_cert_file is None or api.tls_key_file is None:
+        return None
+    return grpc.ssl_server_credentials([(Path(api.tls_key_file).read_bytes(), Path(api.tls_cert_file).read_bytes())])

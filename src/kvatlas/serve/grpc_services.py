@@ -1,0 +1,154 @@
+"""The gRPC services: indexer.v1 for llm-d's clients, kvatlas.v1 for ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from grpc.aio import ServicerContext
+
+from kvatlas.errors import RequestError
+from kvatlas.proto.indexer.v1 import indexer_pb2, indexer_pb2_grpc
+from kvatlas.proto.kvatlas.v1 import kvatlas_pb2, kvatlas_pb2_grpc
+from kvatlas.serve.grpc_calls import Calls
+from kvatlas.serve.grpc_messages import (
+    block_message,
+    frame_of,
+    pod_message,
+    query_of,
+    query_of_llmd,
+    score_message,
+    stream_message,
+)
+from kvatlas.serve.queries import ServedIndex, checked_keys
+from kvatlas.types import PodId
+
+REJECTIONS_MAX = 16
+_RETRY_WAITS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+class LlmdIndexer(indexer_pb2_grpc.IndexerServiceServicer):
+    """indexer.v1.IndexerService."""
+
+    def __init__(self, indexer: ServedIndex, calls: Calls) -> None:
+        self._indexer = indexer
+        self._calls = calls
+
+    async def GetPodScores(  # noqa: N802  # the contract's name
+        self, request: indexer_pb2.GetPodScoresRequest, context: ServicerContext[Any, Any]
+    ) -> indexer_pb2.GetPodScoresResponse:
+        def work() -> indexer_pb2.GetPodScoresResponse:
+            found = self._indexer.candidates(query_of_llmd(self._indexer.config.api, request))
+            scores = (indexer_pb2.PodScore(pod=pod.pod, score=pod.score) for pod in found)
+            return indexer_pb2.GetPodScoresResponse(scores=scores)
+
+        return await self._calls.answer("indexer.v1.IndexerService/GetPodScores", context, work)
+
+
+class KvAtlas(kvatlas_pb2_grpc.KvAtlasServicer):
+    """kvatlas.v1.KvAtlas. Publishing has threads of its own: it waits for the write path, queries must not."""
+
+    def __init__(self, indexer: ServedIndex, calls: Calls) -> None:
+        self._indexer = indexer
+        self._calls = calls
+        self._limits = indexer.config.api
+        self._publishing = ThreadPoolExecutor(4, thread_name_prefix="kvatlas-publish")
+
+    def close(self) -> None:
+        """Let go of the threads; return without waiting."""
+        self._publishing.shutdown(wait=False, cancel_futures=True)
+
+    async def Locality(  # noqa: N802
+        self, request: kvatlas_pb2.LocalityRequest, context: ServicerContext[Any, Any]
+    ) -> kvatlas_pb2.LocalityResponse:
+        return await self._calls.answer("kvatlas.v1.KvAtlas/Locality", context, partial(self._locate, request))
+
+    async def Score(  # noqa: N802
+        self, request: kvatlas_pb2.ScoreRequest, context: ServicerContext[Any, Any]
+    ) -> kvatlas_pb2.ScoreResponse:
+        def work() -> kvatlas_pb2.ScoreResponse:
+            return score_message(self._indexer.score(query_of(self._limits, request.prompt)))
+
+        return await self._calls.answer("kvatlas.v1.KvAtlas/Score", context, work)
+
+    async def Candidates(  # noqa: N802
+        self, request: kvatlas_pb2.CandidatesRequest, context: ServicerContext[Any, Any]
+    ) -> kvatlas_pb2.CandidatesResponse:
+        def work() -> kvatlas_pb2.CandidatesResponse:
+            limit = request.limit if request.HasField("limit") else None
+            if limit == 0:
+                raise RequestError("limit", "is 0", "ask for at least 1, or leave it out for all")
+            found = self._indexer.candidates(query_of(self._limits, request.prompt), limit)
+            return kvatlas_pb2.CandidatesResponse(pods=map(pod_message, found))
+
+        return await self._calls.answer("kvatlas.v1.KvAtlas/Candidates", context, work)
+
+    async def Pods(  # noqa: N802
+        self, request: kvatlas_pb2.PodsRequest, context: ServicerContext[Any, Any]
+    ) -> kvatlas_pb2.PodsResponse:
+        def work() -> kvatlas_pb2.PodsResponse:
+            return kvatlas_pb2.PodsResponse(streams=map(stream_message, self._indexer.pods()))
+
+        return await self._calls.answer("kvatlas.v1.KvAtlas/Pods", context, work)
+
+    async def PublishEvents(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[kvatlas_pb2.PublishEventsRequest],
+        context: ServicerContext[Any, Any],
+    ) -> kvatlas_pb2.PublishEventsResponse:
+        answer = kvatlas_pb2.PublishEventsResponse()
+        with self._calls.measured("kvatlas.v1.KvAtlas/PublishEvents"):
+            async for request in request_iterator:
+                try:
+                    await self._publish(request)
+                except RequestError as error:
+                    if answer.rejected < REJECTIONS_MAX:
+                        answer.rejections.add(
+                            position=answer.accepted + answer.rejected,
+                            field=error.field,
+                            problem=error.problem,
+                            remedy=error.remedy,
+                        )
+                    answer.rejected += 1
+                else:
+                    answer.accepted += 1
+        return answer
+
+    async def _publish(self, request: kvatlas_pb2.PublishEventsRequest) -> None:
+        """Hand a frame to the index. While its queue is full the sender is held back; in the end it is refused."""
+        take = partial(
+            self._indexer.publish,
+            frame_of(request),
+            decoder=request.decoder or "vllm",
+            pod=PodId(request.pod) if request.HasField("pod") else None,
+            model=request.model if request.HasField("model") else None,
+        )
+        loop = asyncio.get_running_loop()
+        for wait_s in _RETRY_WAITS_S:
+            try:
+                await loop.run_in_executor(self._publishing, take)
+            except RequestError as error:
+                if error.field != "frame":  # "frame": the queue is full, and nothing was taken
+                    raise
+                await asyncio.sleep(wait_s)
+            else:
+                return
+        await loop.run_in_executor(self._publishing, take)
+
+    def _locate(self, request: kvatlas_pb2.LocalityRequest) -> kvatlas_pb2.LocalityResponse:
+        if request.keys and request.HasField("prompt"):
+            raise RequestError("keys", "a prompt is given too", "send one of the two")
+        if request.HasField("prompt"):
+            keys = self._indexer.block_keys(query_of(self._limits, request.prompt))
+        elif request.keys:
+            keys = checked_keys(self._limits, request.keys)
+        else:
+            raise RequestError("keys", "is missing", "send block keys or a prompt")
+        pods = frozenset(map(PodId, [*request.pods, *request.prompt.pods])) or None
+        return kvatlas_pb2.LocalityResponse(
+            blocks=map(block_message, self._indexer.locality(keys, pods)),
+            block_size_tokens=self._indexer.config.keys.block_size,
+        )

@@ -1,0 +1,202 @@
+"""The HTTP API: routes and nothing else. Bodies are in schema.py, their documentation in openapi.py."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import ClientDisconnect
+
+from kvatlas.errors import RequestError
+from kvatlas.serve.edge import CLIENT_GONE, Edge
+from kvatlas.serve.faults import JSON, TooLargeError, add_fault_handlers
+from kvatlas.serve.gate import Gate
+from kvatlas.serve.openapi import OPERATIONS, install_components
+from kvatlas.serve.queries import ServedIndex, checked_keys, key_text
+from kvatlas.serve.schema import (
+    BlockAnswer,
+    CandidatesAnswer,
+    CandidatesBody,
+    HealthAnswer,
+    LocalityAnswer,
+    LocalityBody,
+    PodsAnswer,
+    ScoreBody,
+    prompt_query,
+    read_body,
+)
+from kvatlas.types import PodId
+
+B = TypeVar("B", bound=msgspec.Struct)
+
+_OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")
+
+
+def build_app(indexer: ServedIndex, gate: Gate | None = None) -> FastAPI:
+    """Return the API over an index. ``gate``: shared with gRPC where that is served too. Does no IO."""
+    api = indexer.config.api
+    routes = _Routes(indexer, gate or Gate(api.concurrency_max))
+    app = FastAPI(
+        title="kvatlas",
+        version=importlib.metadata.version("kvatlas"),
+        description="Which KV-cache blocks sit on which LLM engine, and who holds the longest prefix of a prompt.",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    endpoints: list[tuple[str, str, Callable[..., object]]] = [
+        ("GET", "/v1/locality", routes.locality_by_url),
+        ("POST", "/v1/locality", routes.locality),
+        ("POST", "/v1/score", routes.score),
+        ("POST", "/v1/candidates", routes.candidates),
+        ("GET", "/v1/pods", routes.pods),
+        ("GET", "/healthz", routes.health),
+        ("GET", "/readyz", routes.ready),
+        ("GET", "/metrics", routes.metrics),
+    ]
+    for method, path, endpoint in endpoints:
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            response_model=None,
+            operation_id=endpoint.__name__,
+            openapi_extra=OPERATIONS[endpoint.__name__],
+        )
+    install_components(app, token_needed=api.token is not None)
+    add_fault_handlers(app)
+    open_paths = (*_OPEN_PATHS, "/metrics") if api.metrics_open else _OPEN_PATHS
+    paths = {path for _, path, _ in endpoints} | set(_OPEN_PATHS)
+    app.add_middleware(Edge, api=api, metrics=indexer.metrics, routes=paths, open_paths=open_paths)
+    return app
+
+
+class _Routes:
+    """One method a route. Docstrings are shown in the API's documentation."""
+
+    def __init__(self, indexer: ServedIndex, gate: Gate) -> None:
+        self._indexer = indexer
+        self._limits = indexer.config.api
+        self._gate = gate
+        self._scrape = asyncio.Lock()
+
+    async def score(self, request: Request) -> Response:
+        """Score all pods, or the named ones, for a prompt: best first."""
+        return await self._query(request, self._score)
+
+    async def candidates(self, request: Request) -> Response:
+        """Find the pods that hold a prefix of a prompt: best first."""
+        return await self._query(request, self._candidates)
+
+    async def locality(self, request: Request) -> Response:
+        """Say where blocks lie, by block key or by prompt."""
+        return await self._query(request, lambda body: self._locate(read_body(body, LocalityBody)))
+
+    async def locality_by_url(self, request: Request) -> Response:
+        """Say where blocks lie. For more keys or tokens than fit into a URL, use POST."""
+        with self._gate.admit() as slot:
+            body = _locality_from_url(request)
+            answer = await slot.run(lambda: msgspec.json.encode(self._locate(body)))
+        return Response(answer, media_type=JSON)
+
+    async def pods(self, request: Request) -> Response:
+        """Show every event stream: is it fresh, how much does it hold, how far behind is it."""
+        _known_parameters(request, frozenset())
+        with self._gate.admit() as slot:
+            answer = await slot.run(lambda: msgspec.json.encode(PodsAnswer(tuple(self._indexer.pods()))))
+        return Response(answer, media_type=JSON)
+
+    async def health(self) -> Response:
+        """Whether the process serves at all. Needs no token."""
+        return Response(msgspec.json.encode(HealthAnswer("ok")), media_type=JSON)
+
+    async def ready(self, request: Request) -> Response:
+        """Whether answers can be relied on. Needs no token; the reason is only shown with it."""
+        ready, reason = (False, "the service is stopping") if self._gate.draining else self._indexer.ready()
+        if ready:
+            return Response(msgspec.json.encode(HealthAnswer("ready")), media_type=JSON)
+        shown = reason if request.state.authorized else None
+        return Response(msgspec.json.encode(HealthAnswer("not ready", shown)), 503, {"Retry-After": "1"}, JSON)
+
+    async def metrics(self) -> Response:
+        """Metrics in the Prometheus text format."""
+        async with self._scrape:  # one at a time: a scrape walks all pods
+            text = await asyncio.to_thread(self._indexer.metrics.render)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    async def _query(self, request: Request, answer: Callable[[bytes], msgspec.Struct]) -> Response:
+        """Read the body within bounds, then decode it, ask the index and encode in a thread."""
+        _known_parameters(request, frozenset())
+        with self._gate.admit() as slot:
+            try:
+                body = await _read(request, self._limits.body_bytes_max)
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_GONE)
+            encoded = await slot.run(lambda: msgspec.json.encode(answer(body)))
+        return Response(encoded, media_type=JSON)
+
+    def _score(self, body: bytes) -> msgspec.Struct:
+        return self._indexer.score(prompt_query(self._limits, read_body(body, ScoreBody)))
+
+    def _candidates(self, body: bytes) -> msgspec.Struct:
+        asked = read_body(body, CandidatesBody)
+        return CandidatesAnswer(self._indexer.candidates(prompt_query(self._limits, asked), asked.limit))
+
+    def _locate(self, asked: LocalityBody) -> LocalityAnswer:
+        if asked.keys is not None:
+            if asked.token_ids is not None or asked.text is not None:
+                raise RequestError("keys", "a prompt is given too", "send one of the two")
+            keys = checked_keys(self._limits, asked.keys)
+        elif asked.token_ids is None and asked.text is None:
+            raise RequestError("keys", "is missing", "send block keys, or token_ids and model")
+        else:
+            keys = self._indexer.block_keys(prompt_query(self._limits, asked))
+        pods = None if asked.pods is None else frozenset(map(PodId, asked.pods))
+        found = self._indexer.locality(keys, pods)
+        blocks = tuple(BlockAnswer(key_text(block.key), block.holders) for block in found)
+        return LocalityAnswer(blocks, self._indexer.config.keys.block_size)
+
+
+async def _read(request: Request, limit_bytes: int) -> bytes:
+    """Return the body. Raises TooLargeError as soon as it is seen to be longer, before the rest is received."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise TooLargeError(limit_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > limit_bytes:
+            raise TooLargeError(limit_bytes)
+        body += chunk
+    return bytes(body)
+
+
+def _locality_from_url(request: Request) -> LocalityBody:
+    names = frozenset({"keys", "token_ids", "text", "model", "lora_name", "cache_salt", "pods"})
+    _known_parameters(request, names)
+    given = {name: ",".join(request.query_params.getlist(name)) for name in names if name in request.query_params}
+    lists = {name: _split(given[name]) for name in ("keys", "pods") if name in given}
+    tokens = {"token_ids": [_token(text) for text in _split(given["token_ids"])]} if "token_ids" in given else {}
+    single = {name: given[name] for name in ("text", "model", "lora_name", "cache_salt") if name in given}
+    return LocalityBody(**lists, **tokens, **single)  # type: ignore[arg-type]  # names and types are those above
+
+
+def _split(text: str) -> list[str]:
+    return [part for part in (part.strip() for part in text.split(",")) if part]
+
+
+def _token(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        raise RequestError("token_ids", f"{text!r:.40} is not a token id", "give integers with commas between them")
+    return int(text)
+
+
+def _known_parameters(request: Request, names: frozenset[str]) -> None:
+    for name in request.query_params:
+        if name not in names:
+            allowed = f"parameters: {', '.join(sorted(names))}" if names else "this path has no URL parameters"
+            raise RequestError(f"{name:.80}", "is no parameter here", allowed)

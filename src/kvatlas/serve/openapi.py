@@ -1,0 +1,194 @@
+"""The HTTP API's documentation: one entry an operation, with examples, and the schemas of all bodies.
+
+Written here rather than derived by the framework: bodies are read by msgspec (one pass, first error with its position, no
+million error objects for a million bad tokens), whose schemas these are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from kvatlas.results import ScoreResult
+from kvatlas.serve.schema import (
+    CandidatesAnswer,
+    CandidatesBody,
+    ErrorAnswer,
+    HealthAnswer,
+    LocalityAnswer,
+    LocalityBody,
+    PodsAnswer,
+    ScoreBody,
+)
+
+_BODIES = (
+    ScoreBody,
+    CandidatesBody,
+    LocalityBody,
+    ScoreResult,
+    CandidatesAnswer,
+    LocalityAnswer,
+    PodsAnswer,
+    HealthAnswer,
+    ErrorAnswer,
+)
+_REF = "#/components/schemas/{name}"
+
+_PROMPT = {"model": "meta-llama/Llama-3.1-8B-Instruct", "token_ids": [128000, *range(9906, 9965)]}
+_POD = {
+    "pod": "10.0.0.7:8000",
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "score": 2.8,
+    "matched_blocks": 3,
+    "matched_tokens": 48,
+    "predicted_cached_tokens": 48,
+    "tiers": {"gpu": 2, "cpu": 1},
+    "dp_rank": 0,
+    "predicted_by_rank": {"0": 48},
+    "speculative_blocks": 0,
+    "stale": False,
+    "stale_reason": None,
+}
+_HOLDER = {
+    "pod": "10.0.0.7:8000",
+    "dp_rank": 0,
+    "tier": "gpu",
+    "group": 0,
+    "copies": 1,
+    "speculative": False,
+    "stale": False,
+}
+_LOCATED = {"blocks": [{"key": "0x1f3a5c7e9b2d4f60", "holders": [_HOLDER]}], "block_size_tokens": 16}
+_STREAM = {
+    "pod": "10.0.0.7:8000",
+    "dp_rank": 0,
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "state": "fresh",
+    "stale_reason": None,
+    "blocks": 18231,
+    "orphans": 0,
+    "block_sizes_tokens": [16],
+    "groups": {"0": "full"},
+    "next_seq": 90412,
+    "queue_depth": 0,
+    "gaps": 0,
+    "replays": 0,
+    "restarts": 0,
+    "last_event_age_s": 0.021,
+    "source": "tcp://10.0.0.7:5557",
+}
+_FAULTS = {
+    "400": "The body is no JSON.",
+    "401": "The bearer token is missing or wrong.",
+    "408": "The body did not arrive within api.requestTimeout.",
+    "413": "The body is larger than api.bodyBytesMax.",
+    "422": "A field is unknown, missing or wrong; it is named.",
+    "501": "The prompt was sent as text, which this version cannot tokenize.",
+    "503": "Too many queries are in progress, or the service is stopping; see Retry-After.",
+    "504": "There was no answer within api.requestTimeout.",
+}
+
+
+def _content(kind: type[msgspec.Struct], example: Any) -> dict[str, Any]:
+    schema = {"$ref": _REF.format(name=kind.__name__)}
+    return {"application/json": {"schema": schema, "example": example}}
+
+
+def _answers(kind: type[msgspec.Struct], example: Any, faults: tuple[str, ...], text: str = "The answer.") -> dict[str, Any]:
+    fault = {"error": {"field": "token_ids[3]", "problem": "expected `int` >= 0", "remedy": "see /docs"}}
+    answers = {status: {"description": _FAULTS[status], "content": _content(ErrorAnswer, fault)} for status in faults}
+    return {"200": {"description": text, "content": _content(kind, example)}, **answers}
+
+
+def _query(body: type[msgspec.Struct], asked: Any, answer: type[msgspec.Struct], answered: Any) -> dict[str, Any]:
+    return {
+        "tags": ["queries"],
+        "requestBody": {"required": True, "content": _content(body, asked)},
+        "responses": _answers(answer, answered, tuple(_FAULTS)),
+    }
+
+
+def _parameter(name: str, text: str, example: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": text, "schema": {"type": "string"}, "example": example}
+
+
+_LOCALITY_PARAMETERS = [
+    _parameter("keys", "Block keys with commas between them; or else token_ids and model.", "0x1f3a5c7e9b2d4f60"),
+    _parameter("token_ids", "The prompt's token ids with commas between them.", "128000,9906,1917"),
+    _parameter("text", "The prompt as text: not supported in this version, send token_ids.", "Hello"),
+    _parameter("model", "The served model's name; needed with token_ids.", "meta-llama/Llama-3.1-8B-Instruct"),
+    _parameter("lora_name", "The LoRA adapter's name.", "sql-adapter"),
+    _parameter("cache_salt", "The request's cache_salt.", "tenant-7"),
+    _parameter("pods", "Only these pods, with commas between them.", "10.0.0.7:8000"),
+]
+
+OPERATIONS: dict[str, dict[str, Any]] = {
+    "score": _query(
+        ScoreBody,
+        _PROMPT,
+        ScoreResult,
+        {
+            "pods": [_POD],
+            "scorer": "longest-prefix",
+            "prompt_tokens": 60,
+            "blocks": 3,
+            "cache_hits": 3,
+            "coverage": 1.0,
+        },
+    ),
+    "candidates": _query(CandidatesBody, {**_PROMPT, "limit": 3}, CandidatesAnswer, {"pods": [_POD]}),
+    "locality": _query(LocalityBody, {"keys": ["0x1f3a5c7e9b2d4f60", "2250073426843488096"]}, LocalityAnswer, _LOCATED),
+    "locality_by_url": {
+        "tags": ["queries"],
+        "parameters": _LOCALITY_PARAMETERS,
+        "responses": _answers(LocalityAnswer, _LOCATED, ("401", "422", "501", "503", "504")),
+    },
+    "pods": {
+        "tags": ["operations"],
+        "responses": _answers(PodsAnswer, {"pods": [_STREAM]}, ("401", "422", "503", "504")),
+    },
+    "health": {"tags": ["operations"], "security": [], "responses": _answers(HealthAnswer, {"status": "ok"}, ())},
+    "ready": {
+        "tags": ["operations"],
+        "security": [],
+        "responses": {
+            **_answers(HealthAnswer, {"status": "ready"}, ()),
+            "503": {
+                "description": "Answers cannot be relied on yet.",
+                "content": _content(HealthAnswer, {"status": "not ready", "reason": "no event source is connected"}),
+            },
+        },
+    },
+    "metrics": {
+        "tags": ["operations"],
+        "responses": {
+            "200": {
+                "description": "The metrics.",
+                "content": {"text/plain": {"schema": {"type": "string"}, "example": "kv_cache_blocks_total 18231.0\n"}},
+            },
+            "401": {"description": _FAULTS["401"]},
+        },
+    },
+}
+"""By operation: what its documentation says beyond summary and docstring."""
+
+
+def install_components(app: FastAPI, *, token_needed: bool) -> None:
+    """Let the app's OpenAPI document carry the schemas that the operations refer to. Built when first asked for."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            _, schemas = msgspec.json.schema_components(_BODIES, ref_template=_REF)
+            components = made.setdefault("components", {})
+            components["schemas"] = {**components.get("schemas", {}), **schemas}
+            if token_needed:
+                components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+                made["security"] = [{"bearer": []}]
+            app.openapi_schema = made
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

@@ -1,0 +1,241 @@
+"""The service: index, HTTP and gRPC in one process, from start to graceful stop."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import math
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+
+import msgspec
+import uvicorn
+
+from kvatlas.config import ApiSettings, Config
+from kvatlas.errors import ConfigError
+from kvatlas.indexer import Indexer
+from kvatlas.observe.logs import configure_logs, get_logger
+from kvatlas.serve.connection import timed_protocol
+from kvatlas.serve.gate import Gate
+from kvatlas.serve.grpc import GrpcServer
+from kvatlas.serve.http import build_app
+
+READY_POLL_S = 0.25
+
+_log = get_logger(__name__)
+
+
+class Addresses(msgspec.Struct, frozen=True):
+    """Where a running service listens: ports as bound, also where 0 was configured."""
+
+    http: str
+    grpc: str
+    events: str | None
+    """Where engines can connect to publish events; None where kvatlas connects to them."""
+
+
+def run(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT, with logs on standard error. Raises ConfigError or SourceError where it cannot start."""
+    configure_logs(config.log)
+    asyncio.run(serve(config))
+
+
+async def serve(
+    config: Config, *, stop: asyncio.Event | None = None, started: Callable[[Addresses], None] | None = None
+) -> None:
+    """Serve until ``stop`` is set; without it until SIGTERM or SIGINT (a second one cuts the grace short).
+
+    ``started`` is called once everything listens. Stopping refuses new work at once, lets requests in progress finish within
+    api.shutdownGrace, then closes the index. Raises ConfigError or SourceError where an address cannot be had; nothing is
+    left running then.
+    """
+    stopping = _Stopping()
+    with _signals(stopping) if stop is None else _event(stopping, stop):
+        async with AsyncExitStack() as cleanup:
+            await _serve(config, stopping, cleanup, started)
+
+
+async def _serve(
+    config: Config, stopping: _Stopping, cleanup: AsyncExitStack, started: Callable[[Addresses], None] | None
+) -> None:
+    api = config.api
+    indexer = Indexer(config)
+    gate = Gate(api.concurrency_max)
+    cleanup.callback(gate.close)
+    http = _http_server(api, indexer, gate)
+    listener = _listen(api)
+    cleanup.callback(listener.close)
+    grpc_server = GrpcServer(indexer, gate)
+    cleanup.push_async_callback(grpc_server.stop, 0)
+    grpc_port = grpc_server.bind()
+    cleanup.push_async_callback(asyncio.to_thread, indexer.close)
+    await asyncio.to_thread(indexer.start)
+    await grpc_server.start()
+    http_port = listener.getsockname()[1]
+    http_task = asyncio.create_task(http.serve(sockets=[listener]))
+    ready_task = asyncio.create_task(_follow_readiness(indexer, grpc_server))
+    for event in (http.listening, stopping.asked):
+        http_task.add_done_callback(partial(_set, event))  # should HTTP end by itself, the service ends
+    try:
+        await http.listening.wait()
+        addresses = _addresses(api, http_port, grpc_port, indexer.event_endpoint)
+        _announce(api, addresses)
+        if started is not None:
+            started(addresses)
+        await stopping.asked.wait()
+    finally:
+        ready_task.cancel()
+        gate.drain()
+        _log.info("stopping", in_progress=gate.in_progress, grace_s=api.shutdown_grace)
+        await _end(stopping, http, http_task, grpc_server, api.shutdown_grace)
+    _log.info("stopped")
+
+
+async def _end(
+    stopping: _Stopping, http: _Http, http_task: asyncio.Task[None], grpc_server: GrpcServer, grace_s: float
+) -> None:
+    """End both servers within the grace, or at once where that is asked for meanwhile."""
+
+    async def cut_short() -> None:
+        await stopping.at_once.wait()
+        http.force_exit = True
+        await grpc_server.stop(0)
+
+    http.should_exit = True
+    cutter = asyncio.create_task(cut_short())
+    grpc_task = asyncio.create_task(grpc_server.stop(grace_s))
+    _, late = await asyncio.wait({http_task, grpc_task}, timeout=grace_s + 2)
+    for task in (cutter, *late):
+        task.cancel()
+    if http_task not in late:
+        http_task.result()
+
+
+async def _follow_readiness(indexer: Indexer, server: GrpcServer) -> None:
+    """Keep gRPC's health as the index is; a change is seen within READY_POLL_S."""
+    while True:
+        ready, _ = indexer.ready()
+        await server.set_ready(ready)
+        await asyncio.sleep(READY_POLL_S)
+
+
+def _set(event: asyncio.Event, _ended: asyncio.Task[None]) -> None:
+    event.set()
+
+
+class _Stopping:
+    """Whether to stop, and whether to do so without waiting for requests in progress."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.at_once = asyncio.Event()
+
+    def signal(self) -> None:
+        (self.at_once if self.asked.is_set() else self.asked).set()
+
+
+@contextmanager
+def _signals(stopping: _Stopping) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, stopping.signal)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+@contextmanager
+def _event(stopping: _Stopping, stop: asyncio.Event) -> Iterator[None]:
+    stopping.asked = stop
+    yield
+
+
+class _Http(uvicorn.Server):
+    """uvicorn, with signals left to the service, which has more than HTTP to stop."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _http_server(api: ApiSettings, indexer: Indexer, gate: Gate) -> _Http:
+    config = uvicorn.Config(
+        build_app(indexer, gate),
+        http=timed_protocol(api.request_timeout),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,  # its lines carry query strings, and so token ids
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=api.connections_max,
+        timeout_graceful_shutdown=math.ceil(api.shutdown_grace),
+        ssl_certfile=api.tls_cert_file,
+        ssl_keyfile=api.tls_key_file,
+    )
+    try:
+        config.load()
+    except (ssl.SSLError, OSError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError("api.tlsCertFile", f"no use with api.tlsKeyFile: {reason}", "a PEM chain and its key") from None
+    return _Http(config)
+
+
+def _listen(api: ApiSettings) -> socket.socket:
+    """Return a bound socket. Raises ConfigError where the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            api.host, api.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ConfigError("api.host", f"{api.host!r} is no address: {error}", "an address of this machine") from None
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            "api.port",
+            f"cannot listen on {_netloc(api.host, api.port)}: {error.strerror}",
+            "a free port of this machine, or 0 for any",
+        ) from None
+    return listener
+
+
+def _addresses(api: ApiSettings, http_port: int, grpc_port: int, events: str | None) -> Addresses:
+    scheme = "http" if api.tls_cert_file is None else "https"
+    return Addresses(f"{scheme}://{_netloc(api.host, http_port)}", _netloc(api.grpc_host, grpc_port), events)
+
+
+def _announce(api: ApiSettings, addresses: Addresses) -> None:
+    _log.info("serving", http=addresses.http, docs=f"{addresses.http}/docs", grpc=addresses.grpc, events=addresses.events)
+    if api.token is None and not (_is_loopback(api.host) and _is_loopback(api.grpc_host)):
+        _log.warning("anyone who reaches these addresses can query and publish events; set api.token to prevent it")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _netloc(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
