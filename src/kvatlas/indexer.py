@@ -184,9 +184,12 @@ class Indexer:
         """Take a frame from this process. RequestError when the stream's queue is full: nothing was taken, send it again."""
         self._ingest.publish(Origin("in-process", decoder=decoder, pod=pod, model=model), frame)
 
-    def sync(self, timeout_s: float = 10.0) -> None:
-        """Return when all that reachable engines have published so far is in the index (they are asked for it)."""
-        self._ingest.sync(timeout_s)
+    def sync(self, timeout_s: float = 10.0) -> bool:
+        """Bring the index up to what every engine has published by now, by asking them.
+
+        False if one could not be asked (no replay endpoint, no answer). TimeoutError.
+        """
+        return self._ingest.sync(timeout_s)
 
     def drain(self, timeout_s: float = 10.0) -> None:
         """Return when every frame received so far is in the index."""

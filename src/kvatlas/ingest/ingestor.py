@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -30,6 +31,8 @@ from kvatlas.observe.metrics import Metrics
 from kvatlas.types import DpRank, Frame, Stream
 
 log = structlog.get_logger("kvatlas.ingest")
+
+T = TypeVar("T")
 
 SourceFactory = Callable[[zmq.asyncio.Context], EventSource]
 
@@ -298,14 +301,12 @@ class Ingestor:
             return False  # the sender is told, so nothing is lost
         return entry.worker.offer(frame)
 
-    def sync(self, timeout_s: float = 10.0) -> None:
-        """Wait until all that engines have published by now is applied, asking their replay endpoints. TimeoutError."""
-        self._call(self._sync()).result(timeout=timeout_s)
+    def sync(self, timeout_s: float = 10.0) -> bool:
+        """Ask every engine for what it has published by now and apply it. False if one could not be asked. TimeoutError."""
+        return self._call(self._sync()).result(timeout=timeout_s)
 
-    async def _sync(self) -> None:
-        checks: list[Awaitable[None]] = [entry.worker.check() for entry in self._streams.values()]
-        if checks:
-            await asyncio.gather(*checks)
+    async def _sync(self) -> bool:
+        return all(await asyncio.gather(*(entry.worker.check() for entry in self._streams.values())))
 
     def drain(self, timeout_s: float = 10.0) -> None:
         """Wait until every frame received so far is applied. TimeoutError if that takes longer."""
@@ -319,9 +320,8 @@ class Ingestor:
         """Return the workers of all streams, for reading their figures."""
         return [entry.worker for entry in list(self._streams.values())]
 
-    def _call(self, work: Awaitable[object]) -> Future:  # type: ignore[type-arg]  # results differ
+    def _call(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         if self._loop is None or self._thread is None or not self._thread.is_alive():
-            if hasattr(work, "close"):
-                work.close()
+            work.close()
             raise RequestError("indexer", "event ingest is not running", "call start() first")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)  # type: ignore[arg-type]
+        return asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -26,6 +26,8 @@ class StreamTrust:
         self.names: dict[str, object] = {"pod": stream.pod, "dp_rank": stream.dp_rank, "source": source}
         self.restarts = 0
         self.connected = True
+        self.verified = True
+        """False after a reconnect, until a replay has shown what was missed."""
         self.overflowed = False
         self.resyncing = False
         self.flaw: StaleReason | None = None
@@ -45,7 +47,7 @@ class StreamTrust:
             return StaleReason.QUEUE_FULL
         if self.resyncing:
             return StaleReason.RESYNCING
-        return self.flaw
+        return self.flaw or (None if self.verified else StaleReason.DISCONNECTED)
 
     def show(self) -> None:
         """Tell the index how things stand."""
@@ -64,6 +66,7 @@ class StreamTrust:
         self._index.drop(self._stream)
         self._tracker.reset(seq)
         self._tiers.clear()
+        self.verified = True
         self.flaw = None if seq == 0 else StaleReason.HISTORY_INCOMPLETE
         self.show()
         if seq:
@@ -84,4 +87,5 @@ class StreamTrust:
         elif applied.cleared and self.flaw is not None and self._tiers <= {GPU}:
             log.info("engine emptied its cache: stream is exact again", **self.names)
             self.flaw = None
+            self.verified = True
             self.show()

@@ -80,7 +80,7 @@ class StreamWorker:
         self._queue: deque[Frame] = deque()
         self._ready: list[Frame] = []
         """Judged, to be applied together."""
-        self._checks: list[asyncio.Future[None]] = []
+        self._checks: list[asyncio.Future[bool]] = []
         self._check_wanted = False
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
@@ -105,6 +105,7 @@ class StreamWorker:
         """The engine is reachable (again): check what was missed."""
         if not self._trust.connected:
             self._trust.connected = True
+            self._trust.verified = False
             self.disconnected_since_s = None
             if self._replayer is None:
                 self._trust.spoil(StaleReason.DISCONNECTED)
@@ -117,9 +118,12 @@ class StreamWorker:
         self.disconnected_since_s = now_s
         self._trust.show()
 
-    def check(self) -> asyncio.Future[None]:
-        """Ask the engine for frames that did not arrive; the future ends when the index is as recent as the engine was."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def check(self) -> asyncio.Future[bool]:
+        """Ask the engine for frames that did not arrive.
+
+        The future is True when the index is as recent as the engine was; False when the engine could not be asked.
+        """
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._checks.append(done)
         self._check_wanted = True
         self._rouse()
@@ -223,7 +227,8 @@ class StreamWorker:
             verdict = self._tracker.judge(seq, payload)
             if verdict is not Verdict.GAP:
                 return Verdict.NEXT if verdict is Verdict.NEXT else Verdict.DUPLICATE
-        self._trust.spoil(StaleReason.HISTORY_INCOMPLETE if first_contact else StaleReason.GAP)
+        came_late = first_contact and self._replayer is None
+        self._trust.spoil(StaleReason.HISTORY_INCOMPLETE if came_late else StaleReason.GAP)
         self._tracker.reset(seq)
         return Verdict.NEXT
 
@@ -244,11 +249,10 @@ class StreamWorker:
         self._check_wanted = False
         waiting, self._checks = self._checks, []
         await self._take_queued()  # what has arrived need not be replayed
-        if self._trust.connected:
-            await self._resync(from_scratch=self._trust.flaw in _HEALED_BY_REPLAY)
+        answered = self._trust.connected and await self._resync(from_scratch=self._trust.flaw in _HEALED_BY_REPLAY)
         for done in waiting:
             if not done.done():
-                done.set_result(None)
+                done.set_result(answered)
 
     # -- replay -------------------------------------------------------------------------------------------------------
 
@@ -275,6 +279,7 @@ class StreamWorker:
             log.warning("replay failed", problem=str(error) or "no answer in time", **self._trust.names)
             return False
         else:
+            self._trust.verified = True
             if taken:
                 self.replays += 1
                 incomplete = self._trust.flaw is StaleReason.HISTORY_INCOMPLETE
