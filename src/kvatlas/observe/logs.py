@@ -46,6 +46,11 @@ def configure_logs(settings: LogSettings, stream: TextIO | None = None) -> None:
     root.addHandler(handler)
     root.setLevel(settings.level.upper())
     logging.captureWarnings(True)
+    structlog.configure(  # for loggers made with structlog.get_logger, ours or an extension's
+        processors=[structlog.stdlib.filter_by_level, withhold_private, ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
     for name in _QUIET:
         library = logging.getLogger(name)
         library.handlers.clear()

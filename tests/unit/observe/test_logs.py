@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 
 from kvatlas.config import LogSettings
 from kvatlas.observe.logs import configure_logs, get_logger
@@ -25,6 +26,7 @@ def lines() -> Iterator[io.StringIO]:
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(False)
+    structlog.reset_defaults()
 
 
 def parsed(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -45,6 +47,12 @@ def test_prompts_tokens_and_secrets_are_withheld_even_when_handed_in(lines: io.S
     assert "secret" not in lines.getvalue()
     assert "42424242" not in lines.getvalue()
     assert parsed(lines)[0]["prompt"] == "[withheld]"
+
+
+def test_loggers_made_with_structlog_alone_write_the_same_lines(lines: io.StringIO) -> None:
+    structlog.get_logger("kvatlas.extension").info("seen", token_ids=[42424242])
+    (line,) = parsed(lines)
+    assert (line["event"], line["logger"], line["token_ids"]) == ("seen", "kvatlas.extension", "[withheld]")
 
 
 def test_below_its_level_nothing_is_written(lines: io.StringIO) -> None:
