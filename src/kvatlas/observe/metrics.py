@@ -76,6 +76,7 @@ class Metrics:
         )
         ratio = self._gauge("kv_cache_hit_ratio", "Blocks found of blocks asked for, over the last 1000 queries.")
         ratio.set_function(lambda: self._hits.ratio)
+        self._in_progress = self._gauge("kv_cache_queries_in_progress", "Requests admitted and not answered yet.")
         self._http = self._counter("kv_cache_http_requests", "HTTP requests answered.", ("route", "method", "status"))
         self._http_seconds = self._histogram(
             "kv_cache_http_request_seconds", "Time of an HTTP request.", ("route",), _QUERY_BUCKETS_S
@@ -172,6 +173,10 @@ class Metrics:
     def observe_index(self, stats: Callable[[], IndexStats], pods: Callable[[], Sequence[PodStatus]]) -> None:
         """Show an index's sizes and its streams' states; both are called at every scrape. The last call counts."""
         self._index.watch(stats, pods)
+
+    def observe_queries(self, in_progress: Callable[[], int]) -> None:
+        """Show how many requests are in progress; called at every scrape."""
+        self._in_progress.set_function(in_progress)
 
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format 0.0.4. Raises what ``stats`` or ``pods`` raise."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from grpc.aio import ServicerContext
 
-from kvatlas.errors import RequestError
+from kvatlas.errors import ConfigError, RequestError
 from kvatlas.proto.indexer.v1 import indexer_pb2, indexer_pb2_grpc
 from kvatlas.proto.kvatlas.v1 import kvatlas_pb2, kvatlas_pb2_grpc
 from kvatlas.serve.grpc_calls import Calls
@@ -104,14 +104,10 @@ class KvAtlas(kvatlas_pb2_grpc.KvAtlasServicer):
             async for request in request_iterator:
                 try:
                     await self._publish(request)
-                except RequestError as error:
+                except (RequestError, ConfigError, TimeoutError) as error:
                     if answer.rejected < REJECTIONS_MAX:
-                        answer.rejections.add(
-                            position=answer.accepted + answer.rejected,
-                            field=error.field,
-                            problem=error.problem,
-                            remedy=error.remedy,
-                        )
+                        position = answer.accepted + answer.rejected
+                        answer.rejections.append(_rejection(position, error))
                     answer.rejected += 1
                 else:
                     answer.accepted += 1
@@ -152,3 +148,13 @@ class KvAtlas(kvatlas_pb2_grpc.KvAtlasServicer):
             blocks=map(block_message, self._indexer.locality(keys, pods)),
             block_size_tokens=self._indexer.config.keys.block_size,
         )
+
+
+def _rejection(position: int, error: RequestError | ConfigError | TimeoutError) -> kvatlas_pb2.Rejection:
+    if isinstance(error, RequestError):
+        field, problem, remedy = error.field, error.problem, error.remedy
+    elif isinstance(error, ConfigError):
+        field, problem, remedy = error.path, error.problem, f"one of: {error.allowed}"
+    else:
+        field, problem, remedy = "frame", "was not taken in time", "send it again, later"
+    return kvatlas_pb2.Rejection(position=position, field=field, problem=problem, remedy=remedy)

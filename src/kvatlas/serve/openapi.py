@@ -81,14 +81,49 @@ _STREAM = {
     "source": "tcp://10.0.0.7:5557",
 }
 _FAULTS = {
-    "400": "The body is no JSON.",
-    "401": "The bearer token is missing or wrong.",
-    "408": "The body did not arrive within api.requestTimeout.",
-    "413": "The body is larger than api.bodyBytesMax.",
-    "422": "A field is unknown, missing or wrong; it is named.",
-    "501": "The prompt was sent as text, which this version cannot tokenize.",
-    "503": "Too many queries are in progress, or the service is stopping; see Retry-After.",
-    "504": "There was no answer within api.requestTimeout.",
+    "400": ("The body is no JSON.", "body", "is no JSON: Input data was truncated", "send one JSON object in UTF-8"),
+    "401": (
+        "The bearer token is missing or wrong.",
+        "authorization",
+        "the bearer token is missing or wrong",
+        "send the header Authorization: Bearer TOKEN",
+    ),
+    "408": (
+        "The body did not arrive within api.requestTimeout.",
+        "body",
+        "was not received within api.requestTimeout (30 s)",
+        "send it faster",
+    ),
+    "413": (
+        "The body is larger than api.bodyBytesMax.",
+        "body",
+        "is larger than api.bodyBytesMax (16777216 bytes)",
+        "send less in one request",
+    ),
+    "422": (
+        "A field is unknown, missing or wrong; it is named.",
+        "token_ids[3]",
+        "expected `int` >= 0",
+        "see /docs for the request's form",
+    ),
+    "501": (
+        "The prompt was sent as text, which this version cannot tokenize.",
+        "text",
+        "text cannot be tokenized in this version",
+        "tokenize it as the engine does and send token_ids",
+    ),
+    "503": (
+        "Too many queries are in progress, or the service is stopping; see Retry-After.",
+        "service",
+        "256 queries are in progress (api.concurrencyMax)",
+        "retry after 1 s",
+    ),
+    "504": (
+        "There was no answer within api.requestTimeout.",
+        "service",
+        "no answer within api.requestTimeout (30 s)",
+        "ask for less, or again later",
+    ),
 }
 
 
@@ -98,9 +133,14 @@ def _content(kind: type[msgspec.Struct], example: Any) -> dict[str, Any]:
 
 
 def _answers(kind: type[msgspec.Struct], example: Any, faults: tuple[str, ...], text: str = "The answer.") -> dict[str, Any]:
-    fault = {"error": {"field": "token_ids[3]", "problem": "expected `int` >= 0", "remedy": "see /docs"}}
-    answers = {status: {"description": _FAULTS[status], "content": _content(ErrorAnswer, fault)} for status in faults}
+    answers = {status: _fault(status) for status in faults}
     return {"200": {"description": text, "content": _content(kind, example)}, **answers}
+
+
+def _fault(status: str) -> dict[str, Any]:
+    text, field, problem, remedy = _FAULTS[status]
+    example = {"error": {"field": field, "problem": problem, "remedy": remedy}}
+    return {"description": text, "content": _content(ErrorAnswer, example)}
 
 
 def _query(body: type[msgspec.Struct], asked: Any, answer: type[msgspec.Struct], answered: Any) -> dict[str, Any]:
@@ -142,6 +182,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     "candidates": _query(CandidatesBody, {**_PROMPT, "limit": 3}, CandidatesAnswer, {"pods": [_POD]}),
     "locality": _query(LocalityBody, {"keys": ["0x1f3a5c7e9b2d4f60", "2250073426843488096"]}, LocalityAnswer, _LOCATED),
     "locality_by_url": {
+        "summary": "Locality, by URL",
         "tags": ["queries"],
         "parameters": _LOCALITY_PARAMETERS,
         "responses": _answers(LocalityAnswer, _LOCATED, ("401", "422", "501", "503", "504")),
@@ -169,7 +210,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
                 "description": "The metrics.",
                 "content": {"text/plain": {"schema": {"type": "string"}, "example": "kv_cache_blocks_total 18231.0\n"}},
             },
-            "401": {"description": _FAULTS["401"]},
+            "401": _fault("401"),
         },
     },
 }

@@ -62,7 +62,7 @@ class ScoreBody(PromptBody, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class CandidatesBody(ScoreBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A prompt to find holders of."""
 
-    limit: Annotated[int | None, Meta(description="At most this many pods.", ge=1)] = None
+    limit: Annotated[Annotated[int, Meta(ge=1)] | None, Meta(description="At most this many pods.")] = None
 
 
 class LocalityBody(PromptBody, frozen=True, kw_only=True, forbid_unknown_fields=True):

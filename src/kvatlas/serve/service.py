@@ -66,6 +66,7 @@ async def _serve(
     indexer = Indexer(config)
     gate = Gate(api.concurrency_max)
     cleanup.callback(gate.close)
+    indexer.metrics.observe_queries(lambda: gate.in_progress)
     http = _http_server(api, indexer, gate)
     listener = _listen(api)
     cleanup.callback(listener.close)
