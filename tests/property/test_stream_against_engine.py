@@ -32,14 +32,14 @@ STEP = st.one_of(
     REQUEST,
     REQUEST,
     REQUEST,
-    st.tuples(st.just("drop next"), st.integers(1, 3)),
+    st.tuples(st.just("drop_next"), st.integers(1, 3)),
     st.tuples(st.just("repeat"), st.integers(1, 30)),
-    st.tuples(st.just("swap next two"), st.just(0)),
+    st.tuples(st.just("swap_next_two"), st.just(0)),
     st.tuples(st.just("reset"), st.just(0)),
     st.tuples(st.just("restart"), st.just(0)),
-    st.tuples(st.just("link down and up"), st.just(0)),
-    st.tuples(st.just("replay loses"), st.integers(0, 20)),
-    st.tuples(st.just("replay fails"), st.just(0)),
+    st.tuples(st.just("reconnect"), st.just(0)),
+    st.tuples(st.just("lose_in_replay"), st.integers(0, 20)),
+    st.tuples(st.just("fail_replay"), st.just(0)),
     st.tuples(st.just("check"), st.just(0)),
 )
 
@@ -85,15 +85,93 @@ class Channel:
         self.history.clear()  # what a connection carried comes before what the next one carries
 
 
+class Run:
+    """Takes the steps, and checks the promise after each."""
+
+    def __init__(self, engine: ModelEngine, worker: StreamWorker, indexer: Indexer) -> None:
+        self.engine = engine
+        self.worker = worker
+        self.indexer = indexer
+        self.channel = Channel(engine, worker)
+        self.unannounced = False
+        """The engine was reset and has published nothing since."""
+
+    async def follow(self, steps: list[tuple[str, int]]) -> None:
+        for step, value in steps:
+            await getattr(self, step)(value)
+            self.channel.carry()
+            await asyncio.wait_for(self.worker.settled(), 5)
+            self.check_predictions()
+        if self.worker.can_replay:
+            await self.all_is_well_again()
+
+    async def request(self, value: int) -> None:
+        before = len(self.engine.frames)
+        self.engine.request(PROMPTS[value])
+        self.unannounced = self.unannounced and len(self.engine.frames) == before
+
+    async def drop_next(self, value: int) -> None:
+        self.channel.drop = value
+
+    async def repeat(self, value: int) -> None:
+        if self.channel.history:
+            self.worker.offer(self.channel.history[-min(value, len(self.channel.history))])
+
+    async def swap_next_two(self, value: int) -> None:
+        self.channel.swap = True
+
+    async def reset(self, value: int) -> None:
+        self.engine.reset()
+        self.unannounced = True
+
+    async def restart(self, value: int) -> None:
+        self.worker.link_down(0.0)
+        self.channel.restart()
+        self.channel.tail_lost = self.unannounced = False
+        self.worker.link_up()
+
+    async def reconnect(self, value: int) -> None:
+        self.worker.link_down(0.0)
+        self.worker.link_up()
+
+    async def lose_in_replay(self, value: int) -> None:
+        self.engine.replay_loses = {max(0, len(self.engine.frames) - 1 - value)}
+
+    async def fail_replay(self, value: int) -> None:
+        self.engine.replay_fails = 1
+
+    async def check(self, value: int) -> None:
+        self.channel.carry()
+        if await asyncio.wait_for(self.worker.check(), 5):
+            self.channel.tail_lost = False
+
+    async def all_is_well_again(self) -> None:
+        """Once the engine answers, the stream is exact, if the engine still keeps its whole history."""
+        self.engine.replay_fails, self.engine.replay_loses = 0, set()
+        for _ in range(2):
+            assert await asyncio.wait_for(self.worker.check(), 5)
+        self.channel.tail_lost = False
+        if len(self.engine.frames) <= self.engine.replay_buffer_frames:
+            assert self.worker.stale is None
+        self.check_predictions()
+
+    def check_predictions(self) -> None:
+        if self.worker.stale is not None or self.unannounced or self.channel.tail_lost:
+            return
+        for prompt in PROMPTS:
+            pods = self.indexer.score(Query(prompt, self.engine.model)).pods
+            predicted = pods[0].predicted_cached_tokens if pods else 0
+            assert predicted == self.engine.cached_tokens(prompt), prompt
+
+
 async def run(steps: list[tuple[str, int]], *, replay: bool, buffer_frames: int, drop_when_stale: bool) -> None:
     engine = ModelEngine()
     engine.replay_buffer_frames = buffer_frames
     indexer = Indexer(Config(keys=KeySettings(block_size=engine.block_size)))
     metrics = Metrics()
-    stream = Stream(PodId(engine.pod))
     with ThreadPoolExecutor(1) as executor:
         worker = StreamWorker(
-            stream,
+            Stream(PodId(engine.pod)),
             model=engine.model,
             decoder=VllmDecoder(),
             applier=Applier(indexer.index, metrics),
@@ -107,64 +185,9 @@ async def run(steps: list[tuple[str, int]], *, replay: bool, buffer_frames: int,
         )
         task = asyncio.create_task(worker.run())
         try:
-            await _follow(steps, engine, Channel(engine, worker), worker, indexer)
+            await Run(engine, worker, indexer).follow(steps)
         finally:
             task.cancel()
-
-
-async def _follow(
-    steps: list[tuple[str, int]], engine: ModelEngine, channel: Channel, worker: StreamWorker, indexer: Indexer
-) -> None:
-    unannounced = False
-    """The engine has reset or restarted and published nothing since."""
-    for step, value in steps:
-        if step == "request":
-            before = len(engine.frames)
-            engine.request(PROMPTS[value])
-            unannounced = unannounced and len(engine.frames) == before
-        elif step == "drop next":
-            channel.drop = value
-        elif step == "repeat" and channel.history:
-            worker.offer(channel.history[-min(value, len(channel.history))])
-        elif step == "swap next two":
-            channel.swap = True
-        elif step == "reset":
-            engine.reset()
-            unannounced = True
-        elif step == "restart":
-            worker.link_down(0.0)
-            channel.restart()
-            channel.tail_lost = False
-            worker.link_up()
-            unannounced = False
-        elif step == "link down and up":
-            worker.link_down(0.0)
-            worker.link_up()
-        elif step == "replay loses":
-            engine.replay_loses = {max(0, len(engine.frames) - 1 - value)}
-        elif step == "replay fails":
-            engine.replay_fails = 1
-        channel.carry()
-        if step == "check" and await asyncio.wait_for(worker.check(), 5):
-            channel.tail_lost = False
-        await asyncio.wait_for(worker.settled(), 5)
-        if worker.stale is None and not unannounced and not channel.tail_lost:
-            _check_predictions(engine, indexer)
-    if worker.can_replay:  # once the engine answers, all is well again, if it still keeps its whole history
-        engine.replay_fails, engine.replay_loses = 0, set()
-        await asyncio.wait_for(worker.check(), 5)
-        await asyncio.wait_for(worker.check(), 5)
-        if len(engine.frames) <= engine.replay_buffer_frames:
-            assert worker.stale is None
-        if worker.stale is None and not unannounced:
-            _check_predictions(engine, indexer)
-
-
-def _check_predictions(engine: ModelEngine, indexer: Indexer) -> None:
-    for prompt in PROMPTS:
-        pods = indexer.score(Query(prompt, engine.model)).pods
-        predicted = pods[0].predicted_cached_tokens if pods else 0
-        assert predicted == engine.cached_tokens(prompt), prompt
 
 
 @pytest.mark.parametrize("drop_when_stale", [False, True], ids=["keep", "drop"])

@@ -304,9 +304,7 @@ class ReferenceIndex:
     def _expire(self) -> int:
         now = self._clock()
         while self._promise_ends and self._promise_ends[0][0] <= now:
-            end, key, stream = heapq.heappop(self._promise_ends)
-            if self._promises.get(key, {}).get(stream) == end:
-                self._fulfil(key, stream)
+            self._end_next_promise()
         evicted = 0
         while self._used_s:
             key, used_s = next(iter(self._used_s.items()))
@@ -319,12 +317,21 @@ class ReferenceIndex:
     def _shrink(self) -> None:
         while len(self._holders) > self.limits.blocks_max:
             self._evict(next(iter(self._used_s)), "size")
-        while self._bytes() > self.limits.bytes_max and self._used_s:
-            self._evict(next(iter(self._used_s)), "bytes")
-        for cache in self._caches.values():
-            for waiting in (cache.retired, cache.orphans):
-                while waiting and self._bytes() > self.limits.bytes_max:
-                    self._drop_block(cache, next(iter(waiting)))
+        while self._bytes() > self.limits.bytes_max:
+            if self._drop_oldest("retired") or self._drop_oldest("orphans"):
+                continue
+            if self._used_s:
+                self._evict(next(iter(self._used_s)), "bytes")
+            elif not self._drop_oldest("blocks"):  # beginnings of larger index blocks, which have no key yet
+                self._end_next_promise()
+
+    def _drop_oldest(self, waiting: str) -> bool:
+        """Give up the oldest block that is kept just in case, in the cache that keeps most of them."""
+        cache = max(self._caches.values(), key=lambda cache: len(getattr(cache, waiting)))
+        oldest = next(iter(getattr(cache, waiting)), None)
+        if oldest is not None:
+            self._drop_block(cache, oldest)
+        return oldest is not None
 
     def _bytes(self) -> int:
         return (
@@ -345,9 +352,12 @@ class ReferenceIndex:
                 self._promises.setdefault(key, {})[stream] = end
                 heapq.heappush(self._promise_ends, (end, key, stream))
             while len(self._promise_ends) > self.limits.promises_max:
-                end, key, stream = heapq.heappop(self._promise_ends)
-                if self._promises.get(key, {}).get(stream) == end:
-                    self._fulfil(key, stream)
+                self._end_next_promise()
+
+    def _end_next_promise(self) -> None:
+        end, key, stream = heapq.heappop(self._promise_ends)
+        if self._promises.get(key, {}).get(stream) == end:
+            self._fulfil(key, stream)
 
     def _fulfil(self, key: BlockKey, stream: Stream) -> None:
         promised = self._promises.get(key)

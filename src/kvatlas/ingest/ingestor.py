@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -289,7 +289,7 @@ class Ingestor:
 
     def publish(self, origin: Origin, frame: Frame) -> None:
         """Take a frame from this process. RequestError when the stream's queue is full or the ingest is not running."""
-        taken = self._call(self._publish(origin, frame)).result(timeout=10)
+        taken: bool = self._call(self._publish(origin, frame)).result(timeout=10)
         if not taken:
             raise RequestError("frame", "its stream's queue is full", "wait and send it again")
 
