@@ -100,6 +100,7 @@ class KvAtlas(kvatlas_pb2_grpc.KvAtlasServicer):
         context: ServicerContext[Any, Any],
     ) -> kvatlas_pb2.PublishEventsResponse:
         answer = kvatlas_pb2.PublishEventsResponse()
+        # The requests end alike when the client is done and when it is gone: both count as OK.
         with self._calls.measured("kvatlas.v1.KvAtlas/PublishEvents"):
             async for request in request_iterator:
                 try:
