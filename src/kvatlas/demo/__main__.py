@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
+import signal
 import sys
 import tempfile
 import time
@@ -31,7 +33,7 @@ def main() -> int:
     except KvatlasError as error:
         print(f"kvatlas demo: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
 
 
@@ -46,6 +48,9 @@ def _arguments() -> argparse.Namespace:
 
 
 async def _demo(requests_max: int | None, stay: bool, screen: Screen) -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # else the service would outlive the demo
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvatlas-demo-")))
         recordings = [load(engine, folder) for engine in ENGINES]
@@ -69,7 +74,7 @@ async def _demo(requests_max: int | None, stay: bool, screen: Screen) -> int:
             checks += await _ask(timeline, service, asked[half:], screen)
             _report(checks, screen)
             if stay:
-                await _stay(service, asked[-1], screen)
+                await _stay(timeline, service, screen)
     screen.ended()
     return 0 if all(check.holds for check in checks) else 1
 
@@ -90,8 +95,11 @@ def _report(checks: Sequence[Check], screen: Screen) -> None:
     screen.verdict(sums, median_answer_ms(checks))
 
 
-async def _stay(service: Service, last: Asked, screen: Screen) -> None:
-    """Leave everything running until the user has seen enough."""
+async def _stay(timeline: Timeline, service: Service, screen: Screen) -> None:
+    """Leave everything running until the user has seen enough. The last prompt's blocks are held, whatever came before."""
+    await timeline.advance(math.inf)
+    await service.applied(timeline.published)
+    last = next(asked for asked in reversed(timeline.requests()) if asked.engine is ENGINES[0])
     screen.try_it(service.url, last.engine.model, last.request.token_ids[:CURL_TOKENS].tolist())
     await asyncio.Event().wait()
 

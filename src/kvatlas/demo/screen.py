@@ -145,7 +145,9 @@ class Screen:
     def try_it(self, url: str, model: str, token_ids: Sequence[int]) -> None:
         """Say what can be asked now."""
         body = f'{{"model": "{model}", "token_ids": [{", ".join(map(str, token_ids))}]}}'
-        self.line(f"\nStill running; API docs {url}/docs. Who holds the first {len(token_ids)} tokens of the last prompt?\n")
+        self.line(
+            f"\nStill running; API docs {url}/docs. Who holds the first {len(token_ids)} tokens of {model}'s last prompt?\n"
+        )
         self.line(escape(f"curl -s {url}/v1/score -d '{body}'"))
         self.line("\nCtrl-C ends it.")
 
