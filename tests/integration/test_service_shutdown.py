@@ -150,6 +150,8 @@ async def test_a_request_that_does_not_end_is_cut_when_the_grace_is_over() -> No
         slow.finish()
         with pytest.raises(httpx.HTTPError):
             (await answer).raise_for_status()
+        assert not [line for line in service.lines if "exception" in line]
+        assert "request cut off: the service stops" in [line["event"] for line in service.lines]
 
 
 async def test_a_second_signal_stops_at_once() -> None:

@@ -64,6 +64,13 @@ class Edge:
             if exchange.status is not None:
                 raise  # the answer has begun: all that is left is to cut the connection
             await self._too_late(exchange.body_read)(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:
+            # Only the server's stop cancels, when the grace is over. Say so, and let the connection end.
+            _log.warning("request cut off: the service stops", method=scope["method"], began=exchange.status is not None)
+            if exchange.status is None:
+                headers = {"Retry-After": "5", "Connection": "close"}
+                stopping = error_response(503, "service", "is stopping", "retry after 5 s", headers)
+                await stopping(scope, exchange.receive, exchange.send)
 
     def _too_late(self, body_read: bool) -> Response:
         limit = f"within api.requestTimeout ({self._timeout_s:g} s)"
