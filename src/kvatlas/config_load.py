@@ -262,7 +262,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.get_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # its stubs leave it so
             raise yaml.composer.ComposerError(None, None, "references are not supported", event.start_mark)
         return super().compose_node(parent, index)
 
