@@ -17,7 +17,7 @@ from pathlib import Path
 import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  # not in the dev extra: few platforms have it
 
 with atheris.instrument_imports(include=["kvatlas.ingest.decode"]):
-    from kvatlas.ingest.decode import load_decoder, peek_dp_rank
+    from kvatlas.ingest.decode import load_decoder, peek_header
     from kvatlas.ingest.decode.generic import EventType, GenericEvent, encode_msgpack, encode_protobuf
 
 from kvatlas.errors import DecodeError
@@ -35,7 +35,7 @@ DECODERS = [load_decoder(name) for name in ("vllm", "sglang", "generic")]
 
 def one_input(payload: bytes) -> None:
     """Fails on anything but a DecodeError, and on events that contradict themselves."""
-    peek_dp_rank(payload)
+    peek_header(payload)
     for decoder in DECODERS:
         try:
             decoded = decoder.decode(payload)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kvatlas.ingest.decode import peek_dp_rank
+from kvatlas.ingest.decode import peek_header
 from kvatlas.ingest.decode.vllm import VllmDecoder
 from kvatlas.ingest.recording import read_frames
 from kvatlas.types import AllBlocksCleared, AttentionKind, BlockRemoved, BlockStored, Event, Frame, GroupSpec
@@ -80,7 +80,7 @@ def test_every_payload_is_read_without_faults(name: str) -> None:
         (batch,) = decoded.batches
         assert batch.timestamp_s is not None
         assert abs(batch.timestamp_s - frame.received_ns / 1e9) < 3600
-        assert batch.dp_rank == peek_dp_rank(frame.payload) == (1 if "rank1" in name else 0)
+        assert batch.dp_rank == peek_header(frame.payload).dp_rank == (1 if "rank1" in name else 0)
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -142,7 +142,7 @@ def test_predictions_equal_an_oracle_of_engine_hashes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["offload-cpu-placeholder-events", "offload-tiering-fs"])
 def test_predictions_equal_the_engines_cached_tokens_metric_until_a_silent_reset(name: str) -> None:
-    """The offload captures hold the engine's counters; a reset of its lower tiers is never announced, so they count until it."""
+    """The offload captures hold the engine's counters. A reset of its lower tiers is never announced: they count till then."""
     replay = Replay([name])
     predicted, compared = None, 0
     for line in (CAPTURES / f"{name}.requests.jsonl").read_text().splitlines():

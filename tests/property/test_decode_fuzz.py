@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvatlas.errors import DecodeError
-from kvatlas.ingest.decode import DecodeLimits, Decoder, load_decoder, peek_dp_rank
+from kvatlas.ingest.decode import DecodeLimits, Decoder, load_decoder, peek_header
 from kvatlas.ingest.decode.generic import EventType, GenericEvent, encode_msgpack, encode_protobuf
 from kvatlas.ingest.recording import read_frames
 from kvatlas.types import AllBlocksCleared, BlockStored, DecodedPayload
@@ -94,7 +94,7 @@ def decode(decoder: Decoder, payload: bytes) -> DecodedPayload | None:
 def decode_all(payload: bytes) -> None:
     for decoder in DECODERS:
         decode(decoder, payload)
-    rank = peek_dp_rank(payload)
+    rank = peek_header(payload).dp_rank
     assert rank is None or rank >= 0
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kvatlas.config import Config, KeySettings
 from kvatlas.indexer import Indexer
 from kvatlas.ingest.apply import Applier
-from kvatlas.ingest.decode.header import peek_header
+from kvatlas.ingest.decode import peek_header
 from kvatlas.ingest.decode.vllm import VllmDecoder
 from kvatlas.ingest.worker import StreamWorker, WorkerLimits
 from kvatlas.observe.metrics import Metrics

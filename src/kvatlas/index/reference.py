@@ -1,6 +1,6 @@
 """The reference index: plain Python, slow and obvious. It is the specification that faster ones are compared with.
 
-Memory is bounded by counts and by an estimate in bytes that charges each kind of record (entry, named engine block, orphan,
+Memory is bounded by counts and by an estimate in bytes. It charges each kind of record (key, entry, named engine block, orphan,
 promise) what it costs CPython 3.11 with 16-token blocks, as ``python -m benchmarks reference`` measures it.
 """
 
@@ -26,6 +26,8 @@ from kvatlas.types import (
     EngineHash,
     EventBatch,
     Extra,
+    GroupIdx,
+    GroupSpec,
     IndexStats,
     Lookup,
     PodId,
@@ -35,9 +37,11 @@ from kvatlas.types import (
     StreamInfo,
 )
 
-ENTRY_BYTES = 420
-"""A (key, slot) pair with its key's place in the eviction order."""
-ENGINE_BLOCK_BYTES = 780
+KEY_BYTES = 350
+"""A block key with its place in the eviction order."""
+ENTRY_BYTES = 190
+"""A (key, slot) pair."""
+ENGINE_BLOCK_BYTES = 550
 """A named engine block with its chain end, chunk and reverse entries."""
 ORPHAN_BYTES = 420
 PROMISE_BYTES = 360
@@ -88,8 +92,8 @@ class ReferenceIndex:
             return report
 
     def _store(self, cache: EngineCache, event: BlockStored, report: ApplyReport) -> None:
-        if event.spec is not None and cache.groups.get(event.group) != event.spec:
-            cache.groups = {**cache.groups, event.group: event.spec}
+        if event.spec is not None:
+            self._learn_group(cache, event.group, event.spec)
         self._name_all(cache, event, report)
         place: Place = (event.tier, event.group)
         held = cache.copies.setdefault(place, {})
@@ -108,6 +112,14 @@ class ReferenceIndex:
         while len(cache.orphans) > self.limits.orphans_max:
             self._drop_block(cache, next(iter(cache.orphans)))
             report.orphans_dropped += 1
+
+    def _learn_group(self, cache: EngineCache, group: GroupIdx, spec: GroupSpec) -> None:
+        known = cache.groups.get(group)
+        if known == spec:
+            return
+        if known is not None and (known.block_size_tokens or 0) > (spec.block_size_tokens or 0):
+            return  # the beginning of a block, cached by itself (vLLM's partial blocks), is not the group's block size
+        cache.groups = {**cache.groups, group: spec}
 
     def _remove(self, cache: EngineCache, event: BlockRemoved, report: ApplyReport) -> None:
         for block in event.hashes:
@@ -335,7 +347,8 @@ class ReferenceIndex:
 
     def _bytes(self) -> int:
         return (
-            self._entries * ENTRY_BYTES
+            len(self._holders) * KEY_BYTES
+            + self._entries * ENTRY_BYTES
             + sum(len(cache.blocks) for cache in self._caches.values()) * ENGINE_BLOCK_BYTES
             + sum(len(cache.orphans) for cache in self._caches.values()) * ORPHAN_BYTES
             + len(self._promise_ends) * PROMISE_BYTES

@@ -21,8 +21,7 @@ import zmq.asyncio
 from kvatlas.errors import RequestError, SourceError
 from kvatlas.index import Index
 from kvatlas.ingest.apply import Applier
-from kvatlas.ingest.decode import Decoder, load_decoder
-from kvatlas.ingest.decode.header import peek_header
+from kvatlas.ingest.decode import Decoder, load_decoder, peek_header
 from kvatlas.ingest.sources import EventSource, Origin
 from kvatlas.ingest.sources.zmq import SocketLimits, ZmqReplayer
 from kvatlas.ingest.topic import parse_topic

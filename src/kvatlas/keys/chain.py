@@ -54,15 +54,19 @@ class KeySchema(msgspec.Struct, frozen=True):
     def extend(self, end: ChainEnd, tokens: array[int], extras: Sequence[Extra] = ()) -> tuple[list[BlockKey], ChainEnd]:
         """Append ``tokens`` to a chain; return the keys of the blocks that they complete, and the new end.
 
-        ``extras``: offsets count from the first of ``tokens``; one that starts before them (negative) is in an earlier key.
+        ``extras``: offsets count from the first of ``tokens``; one that starts before them (negative) is in an earlier key,
+        and one behind them belongs to no block here.
         """
         size = self.block_size_tokens
         left_over = len(end.pending)
+        given = len(tokens)
         if left_over:
             tokens = end.pending + tokens
         here = list(end.extras)
         here.extend(
-            Extra(extra.offset_tokens + left_over, extra.kind, extra.value) for extra in extras if extra.offset_tokens >= 0
+            Extra(extra.offset_tokens + left_over, extra.kind, extra.value)
+            for extra in extras
+            if 0 <= extra.offset_tokens < given
         )
         here.sort()
         view = memoryview(_little_endian(tokens)).cast("B")

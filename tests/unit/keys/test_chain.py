@@ -97,3 +97,12 @@ def test_however_an_engine_cuts_the_tokens_the_keys_are_the_same(
 
 def test_names_that_are_no_unicode_text_still_have_keys() -> None:
     assert len(KeySchema(16).keys(TOKENS, "m\ud800", cache_salt="\udfff")) == 2
+
+
+@pytest.mark.parametrize("offset", [-5, 32, 1 << 30])
+def test_an_item_that_starts_in_no_block_here_belongs_to_none(offset: int) -> None:
+    """A hostile engine cannot make a chain carry items along for ever."""
+    schema = KeySchema(16)
+    keys, end = schema.extend(schema.root("m"), TOKENS, [Extra(offset, "mm", b"x")])
+    assert keys == schema.keys(TOKENS, "m")
+    assert end.extras == ()

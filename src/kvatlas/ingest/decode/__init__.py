@@ -6,11 +6,11 @@ from importlib.metadata import entry_points
 from typing import Protocol
 
 from kvatlas.errors import ConfigError
-from kvatlas.ingest.decode.engine import peek_dp_rank
+from kvatlas.ingest.decode.header import Header, peek_header
 from kvatlas.ingest.decode.limits import DecodeLimits
 from kvatlas.types import DecodedPayload
 
-__all__ = ["DecodeLimits", "Decoder", "load_decoder", "peek_dp_rank"]
+__all__ = ["DecodeLimits", "Decoder", "Header", "load_decoder", "peek_header"]
 
 
 class Decoder(Protocol):

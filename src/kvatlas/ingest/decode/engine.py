@@ -14,6 +14,7 @@ from kvatlas.errors import DecodeError
 from kvatlas.ingest.decode import fields, wire
 from kvatlas.ingest.decode.extras import Block0, ExtrasBudget, read_extras
 from kvatlas.ingest.decode.faults import EventFaultError, FaultLog
+from kvatlas.ingest.decode.header import DP_RANK_MAX
 from kvatlas.ingest.decode.limits import DecodeLimits
 from kvatlas.ingest.decode.msgpack import UNREADABLE, NotMsgpackError, array_length, explain, is_map, is_nil, skim
 from kvatlas.types import (
@@ -36,7 +37,6 @@ _TAGGED_MAP = msgspec.msgpack.Decoder(wire.TaggedMap)
 _TAGGED_ARRAY = msgspec.msgpack.Decoder(wire.TaggedArray)
 
 _EVENT_TYPES = frozenset({"BlockStored", "BlockRemoved", "AllBlocksCleared"})
-_RANK_MAX = 0xFFFF
 
 
 def decode_payload(payload: bytes, arrays: msgspec.msgpack.Decoder[wire.AnyEvent], limits: DecodeLimits) -> DecodedPayload:
@@ -58,15 +58,6 @@ def decode_payload(payload: bytes, arrays: msgspec.msgpack.Decoder[wire.AnyEvent
         except EventFaultError as error:
             log.add(error.fault)
     return DecodedPayload((EventBatch(tuple(events), timestamp_s, dp_rank),), log.faults())
-
-
-def peek_dp_rank(payload: bytes) -> DpRank | None:
-    """Return the data-parallel rank that a vLLM or SGLang payload names, without reading its events; None on anything odd."""
-    try:
-        value = _RANK.decode(_BATCH.decode(payload).dp_rank)
-    except UNREADABLE:
-        return None
-    return DpRank(value) if value is not None and 0 <= value <= _RANK_MAX else None
 
 
 def _split(payload: bytes, limits: DecodeLimits) -> wire.Batch:
@@ -108,7 +99,7 @@ def _dp_rank(raw: msgspec.Raw, log: FaultLog) -> DpRank | None:
     except UNREADABLE as error:
         log.add(DecodeFault("bad_dp_rank", explain(error)))
         return None
-    if value is None or not 0 <= value <= _RANK_MAX:
+    if value is None or not 0 <= value <= DP_RANK_MAX:
         log.add(DecodeFault("bad_dp_rank", f"{value}"))
         return None
     return DpRank(value)

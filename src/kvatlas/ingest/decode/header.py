@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
+from kvatlas.ingest.decode import wire
+from kvatlas.ingest.decode.msgpack import UNREADABLE
 from kvatlas.types import DpRank
 
-_DP_RANK_MAX = 65_535
+DP_RANK_MAX = 0xFFFF
+
+_BATCH = msgspec.msgpack.Decoder(wire.Batch)
+_TIMESTAMP = msgspec.msgpack.Decoder(float | int | None)
+_DP_RANK = msgspec.msgpack.Decoder(int | None)
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -16,24 +24,26 @@ class Header(msgspec.Struct, frozen=True):
     dp_rank: DpRank | None = None
 
 
-class _Batch(msgspec.Struct, array_like=True):
-    timestamp: msgspec.Raw
-    events: msgspec.Raw
-    dp_rank: msgspec.Raw = msgspec.Raw(b"\xc0")
-
-
-_BATCH = msgspec.msgpack.Decoder(_Batch)
-_TIMESTAMP = msgspec.msgpack.Decoder(float | None)
-_DP_RANK = msgspec.msgpack.Decoder(int | None)
-_NOTHING = Header()
-
-
 def peek_header(payload: bytes) -> Header:
-    """Return the header of a vLLM or SGLang payload; an empty one for anything else. Never raises."""
+    """Return the header of a vLLM or SGLang payload; what is odd in it is None. Never raises."""
     try:
         batch = _BATCH.decode(payload)
-        rank = _DP_RANK.decode(batch.dp_rank)
-        timestamp_s = _TIMESTAMP.decode(batch.timestamp)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return _NOTHING
-    return Header(timestamp_s, DpRank(rank) if rank is not None and 0 <= rank <= _DP_RANK_MAX else None)
+    except UNREADABLE:
+        return Header()
+    return Header(_timestamp(batch.ts), _dp_rank(batch.dp_rank))
+
+
+def _timestamp(raw: msgspec.Raw) -> float | None:
+    try:
+        value = _TIMESTAMP.decode(raw)
+    except UNREADABLE:
+        return None
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _dp_rank(raw: msgspec.Raw) -> DpRank | None:
+    try:
+        value = _DP_RANK.decode(raw)
+    except UNREADABLE:
+        return None
+    return DpRank(value) if value is not None and 0 <= value <= DP_RANK_MAX else None

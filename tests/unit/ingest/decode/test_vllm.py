@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from kvatlas.errors import ConfigError, DecodeError
-from kvatlas.ingest.decode import DecodeLimits, load_decoder, peek_dp_rank
+from kvatlas.ingest.decode import DecodeLimits, load_decoder, peek_header
 from kvatlas.ingest.decode.vllm import VllmDecoder
 from kvatlas.types import (
     CPU,
@@ -415,12 +415,12 @@ def test_anything_else_is_opaque_and_equal_only_to_itself(odd: Any) -> None:
     ],
 )
 def test_the_rank_is_read_without_the_events(batch: Any, rank: int | None) -> None:
-    assert peek_dp_rank(msgspec.msgpack.encode(batch)) == rank
+    assert peek_header(msgspec.msgpack.encode(batch)).dp_rank == rank
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x93\x01", b"\x91" * 100_000])
 def test_the_rank_of_a_broken_payload_is_none(payload: bytes) -> None:
-    assert peek_dp_rank(payload) is None
+    assert peek_header(payload).dp_rank is None
 
 
 def test_decoders_are_found_by_name() -> None:

@@ -1,0 +1,1 @@
+"""Measurements, never tests. ``python -m benchmarks`` lists them; ``python -m benchmarks NAME [--quick] [--json]`` runs one."""
