@@ -162,12 +162,6 @@ class IngestSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
         Annotated[Seconds, Meta(ge=0)],
         Meta(description="How often engines are asked whether a last event was lost; 0 turns it off."),
     ] = Seconds(5)
-    held_frames_max: Annotated[
-        Limit, Meta(description="Per stream: live frames held while a replay runs; beyond it the stream resyncs.")
-    ] = 100_000
-    payload_bytes_max: Annotated[Capacity, Meta(description="A larger event payload is refused and counts as lost.")] = Bytes(
-        64 << 20
-    )
     streams_max: Annotated[
         Limit, Meta(description="Streams followed (a pod's ranks count each); frames of further ones are refused.")
     ] = 4096

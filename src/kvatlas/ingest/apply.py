@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
-import structlog
 
 from kvatlas.errors import DecodeError
 from kvatlas.index import Index
 from kvatlas.ingest.decode import Decoder
+from kvatlas.observe.logs import get_logger
 from kvatlas.observe.metrics import Metrics
 from kvatlas.types import (
     AllBlocksCleared,
@@ -23,7 +23,7 @@ from kvatlas.types import (
     Tier,
 )
 
-log = structlog.get_logger("kvatlas.ingest")
+log = get_logger("kvatlas.ingest")
 
 
 class Applied(msgspec.Struct):

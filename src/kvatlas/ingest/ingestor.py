@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
-import structlog
 import zmq.asyncio
 
 from kvatlas.errors import RequestError, SourceError
@@ -26,10 +25,11 @@ from kvatlas.ingest.sources import EventSource, Origin
 from kvatlas.ingest.sources.zmq import SocketLimits, ZmqReplayer
 from kvatlas.ingest.topic import parse_topic
 from kvatlas.ingest.worker import StreamWorker, WorkerLimits
+from kvatlas.observe.logs import get_logger
 from kvatlas.observe.metrics import Metrics
 from kvatlas.types import DpRank, Frame, Stream
 
-log = structlog.get_logger("kvatlas.ingest")
+log = get_logger("kvatlas.ingest")
 
 T = TypeVar("T")
 

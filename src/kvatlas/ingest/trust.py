@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import structlog
-
 from kvatlas.index import Index
 from kvatlas.ingest.apply import Applied
 from kvatlas.ingest.sequence import SequenceTracker
+from kvatlas.observe.logs import get_logger
 from kvatlas.observe.metrics import Metrics
 from kvatlas.types import GPU, StaleReason, Stream, Tier
 
-log = structlog.get_logger("kvatlas.ingest")
+log = get_logger("kvatlas.ingest")
 
 
 class StreamTrust:

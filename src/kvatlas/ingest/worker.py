@@ -18,7 +18,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 import msgspec
-import structlog
 
 from kvatlas.index import Index
 from kvatlas.ingest.apply import Applier
@@ -26,10 +25,11 @@ from kvatlas.ingest.decode import Decoder
 from kvatlas.ingest.sequence import SequenceTracker, Verdict
 from kvatlas.ingest.sources import Replayer
 from kvatlas.ingest.trust import StreamTrust
+from kvatlas.observe.logs import get_logger
 from kvatlas.observe.metrics import Metrics
 from kvatlas.types import Frame, StaleReason, Stream
 
-log = structlog.get_logger("kvatlas.ingest")
+log = get_logger("kvatlas.ingest")
 
 BATCH_FRAMES = 64
 """Frames handed to the index at once; bounds how long one stream holds it."""

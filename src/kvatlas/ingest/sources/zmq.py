@@ -12,14 +12,16 @@ import time
 from collections.abc import AsyncGenerator
 
 import msgspec
-import structlog
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from kvatlas.errors import SourceError
 from kvatlas.ingest.sources import Origin, Sink
+from kvatlas.observe.logs import get_logger
 from kvatlas.types import Frame
+
+log = get_logger("kvatlas.ingest")
 
 _SEQ = struct.Struct(">Q")
 END_SEQ = 0xFFFF_FFFF_FFFF_FFFF
@@ -89,7 +91,7 @@ class ZmqSource:
         socket.set(zmq.RECONNECT_IVL_MAX, int(limits.reconnect_max_s * 1000))
         socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
         socket.set(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
-        socket.set(zmq.IPV6, 1)
+        socket.set(zmq.IPV6, not self._bind or "[" in self._endpoint)
         socket.set_string(zmq.SUBSCRIBE, self._topic_filter)
 
     def _attach(self, socket: zmq.asyncio.Socket) -> None:
@@ -143,9 +145,7 @@ class ZmqReplayer:
                 parts = await asyncio.wait_for(socket.recv_multipart(), self._timeout_s)
                 frame = frame_of(parts[1:] if parts and not parts[0] else parts)
                 if isinstance(frame, str):
-                    structlog.get_logger("kvatlas.ingest").warning(
-                        "replay answer is no frame", endpoint=self._endpoint, problem=frame
-                    )
+                    log.warning("replay answer is no frame", endpoint=self._endpoint, problem=frame)
                 elif frame.seq == END_SEQ:
                     return
                 else:
