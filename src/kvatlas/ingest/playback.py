@@ -35,6 +35,8 @@ class Pace(msgspec.Struct, frozen=True):
 
     speed: float = 1.0
     """Factor on the recorded pace; 0 publishes without waiting."""
+    align: bool = False
+    """Start all files at once, rather than as far apart as they were recorded."""
     subscriber_timeout_s: float = 60.0
     """How long to wait for a subscriber to each file before the first frame: what nobody hears is lost. 0: not at all."""
     linger_s: float | None = 2.0
@@ -52,7 +54,7 @@ def playback_ports(paths: Sequence[Path], endpoint: str, replay_endpoint: str | 
         replay_address, replay_port = _split(replay_endpoint, "--replay-endpoint")
     last = len(paths) - 1
     if max(port, replay_port) + last > 65535:
-        raise RequestError("--to", f"{len(paths)} files need ports up to {max(port, replay_port) + last}", "use a lower port")
+        raise RequestError("--to", f"needs ports up to {max(port, replay_port) + last} (with replay ports)", "use a lower one")
     if address == replay_address and abs(port - replay_port) <= last:
         raise RequestError("--replay-endpoint", f"its ports overlap those of {endpoint}", f"keep them {len(paths)} apart")
     return [PlaybackPort(path, f"{address}:{port + i}", f"{replay_address}:{replay_port + i}") for i, path in enumerate(paths)]
@@ -80,7 +82,7 @@ async def play(
                 if not await _subscribed(publisher, pace.subscriber_timeout_s, stop):
                     return 0
         count = 0
-        async for publisher, frame in _paced(ports, publishers, pace.speed, stop, tolerate_truncation):
+        async for publisher, frame in _paced(ports, publishers, pace, stop, tolerate_truncation):
             assert frame.seq is not None
             await publisher.publish_frame(frame.topic.encode(), frame.seq, frame.payload)
             count += 1
@@ -92,22 +94,23 @@ async def play(
 async def _paced(
     ports: Sequence[PlaybackPort],
     publishers: Sequence[EventPublisher],
-    speed: float,
+    pace: Pace,
     stop: asyncio.Event,
     tolerate_truncation: bool,
 ) -> AsyncIterator[tuple[EventPublisher, Frame]]:
     """Yield each frame when its time has come, until ``stop`` is set."""
 
-    def frames_of(port: PlaybackPort, publisher: EventPublisher) -> Iterator[tuple[EventPublisher, Frame]]:
+    def frames_of(port: PlaybackPort, publisher: EventPublisher) -> Iterator[tuple[int, EventPublisher, Frame]]:
+        first_ns: int | None = None
         for frame in read_frames(port.path, tolerate_truncation=tolerate_truncation):
-            yield publisher, frame
+            first_ns = frame.received_ns if first_ns is None else first_ns
+            yield frame.received_ns - (first_ns if pace.align else 0), publisher, frame
 
-    files = map(frames_of, ports, publishers)
     clock = asyncio.get_running_loop().time
-    began_s, first_ns = clock(), None
-    for publisher, frame in heapq.merge(*files, key=lambda entry: entry[1].received_ns):
-        first_ns = frame.received_ns if first_ns is None else first_ns
-        wait_s = began_s + (frame.received_ns - first_ns) / 1e9 / speed - clock() if speed > 0 else 0.0
+    began_s, began_ns = clock(), None
+    for at_ns, publisher, frame in heapq.merge(*map(frames_of, ports, publishers), key=lambda entry: entry[0]):
+        began_ns = at_ns if began_ns is None else began_ns
+        wait_s = began_s + (at_ns - began_ns) / 1e9 / pace.speed - clock() if pace.speed > 0 else 0.0
         if await _stopped_within(max(0.0, wait_s), stop):
             return
         yield publisher, frame

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -17,6 +18,8 @@ from kvatlas.errors import SourceError
 from kvatlas.ingest.sources import Origin
 from kvatlas.ingest.sources.zmq import SocketLimits, ZmqReplayer, ZmqSource
 from kvatlas.types import Frame
+
+_ADDRESS = re.compile(r"tcp://\S+:[0-9]{1,5}|(ipc|inproc)://\S+")
 
 SUBSCRIBED_AFTER_S = 0.1
 """From the handshake until an engine surely has our subscription; nothing tells when it does."""
@@ -75,6 +78,10 @@ class Tap:
 
     async def run(self, stop: asyncio.Event | None = None) -> list[Heard]:
         """Listen until a limit is reached or ``stop`` is set. SourceError for an address that cannot be connected to."""
+        for heard in self.heard:
+            for address in (heard.engine.endpoint, heard.engine.replay_endpoint):
+                if address is not None and not _ADDRESS.fullmatch(address):
+                    raise SourceError(address, "is no address", 'use one such as "tcp://10.0.0.7:5557"')
         self._done = stop or asyncio.Event()
         context = zmq.asyncio.Context()
         tasks = [asyncio.create_task(self._listen(context, heard)) for heard in self.heard]
@@ -122,6 +129,8 @@ class Tap:
         if self._done.is_set():
             return
         self._frames += 1
+        heard.live_frames += live
+        heard.kept_frames += not live
         self._take(heard, frame, live)
         if self._limits.frames_max is not None and self._frames >= self._limits.frames_max:
             self._done.set()
@@ -140,7 +149,6 @@ class _Listener:
 
     def kept(self, frame: Frame) -> None:
         """Take a frame of the replay."""
-        self.heard.kept_frames += 1
         self._last_kept = frame.seq
         self._take(self.heard, frame, False)
 
@@ -149,15 +157,11 @@ class _Listener:
         held, self._held = self._held or [], None
         for frame in held:
             if self._last_kept is None or frame.seq is None or frame.seq > self._last_kept:
-                self._hand_on(frame)
-
-    def _hand_on(self, frame: Frame) -> None:
-        self.heard.live_frames += 1
-        self._take(self.heard, frame, True)
+                self._take(self.heard, frame, True)
 
     def frame(self, origin: Origin, frame: Frame) -> None:
         if self._held is None:
-            self._hand_on(frame)
+            self._take(self.heard, frame, True)
         elif len(self._held) < self._held_frames_max:
             self._held.append(frame)
 
