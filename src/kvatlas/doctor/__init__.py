@@ -1,0 +1,27 @@
+"""Checks of an installation and of a running fleet. Each says what was seen and what to do; none changes anything.
+
+check.py         what a check says
+installation.py  this Python, its packages and plugins, the core
+service.py       a running service, from its own answers
+sample.py        what was heard of one engine
+announced.py     blocks as an engine announced them, hashes whole
+engine.py        one engine, from a sample of its events
+"""
+
+from kvatlas.doctor.check import Check, Outcome
+from kvatlas.doctor.engine import EngineExpectations, check_engine
+from kvatlas.doctor.installation import check_installation
+from kvatlas.doctor.sample import EngineSample, sample_engines
+from kvatlas.doctor.service import ServiceState, check_service
+
+__all__ = [
+    "Check",
+    "EngineExpectations",
+    "EngineSample",
+    "Outcome",
+    "ServiceState",
+    "check_engine",
+    "check_installation",
+    "check_service",
+    "sample_engines",
+]
