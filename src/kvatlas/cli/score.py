@@ -1,0 +1,146 @@
+"""``kvatlas score``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Group
+from rich.text import Text
+
+from kvatlas.cli.client import ServiceClient
+from kvatlas.cli.options import DEFAULT_URL, AsJson, ServiceToken, ServiceUrl
+from kvatlas.cli.screen import screen, table
+from kvatlas.errors import RequestError
+from kvatlas.results import PodScore, ScoreResult
+
+
+def score(
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The served model's name; may be left out where there is only one.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="The prompt's token ids, with commas between them.", metavar="1,2,3")
+    ] = None,
+    tokens_file: Annotated[
+        Path | None,
+        typer.Option(help="A file (- is standard input) with a JSON list of token ids, or one line of a *.requests.jsonl."),
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Not in this version: it has no tokenizer.")] = None,
+    lora: Annotated[str | None, typer.Option(help="The LoRA adapter's name.", metavar="NAME")] = None,
+    salt: Annotated[str | None, typer.Option(help="The request's cache_salt.", metavar="SALT")] = None,
+    pods: Annotated[str | None, typer.Option(help="Only these pods, with commas between them.", metavar="A,B")] = None,
+    scorer: Annotated[
+        str | None,
+        typer.Option(help="longest-prefix, highest-block-hit, coverage, ... By default the service's.", metavar="NAME"),
+    ] = None,
+    url: ServiceUrl = DEFAULT_URL,
+    token: ServiceToken = None,
+    json: AsJson = False,
+) -> None:
+    """Ask a running service which pods hold a prompt's prefix: best first.
+
+    Predicted cached tokens are what the engine would report: whole blocks of its own, and never the last token, which it
+    always computes. A pod that may be wrong says why under "stale".
+
+    Examples:
+
+        kvatlas score --model llama --tokens 1,2,3,4
+        kvatlas score --tokens-file prompt.json --pods 10.0.0.7:8000,10.0.0.8:8000
+        sed -n 7p truth-base.requests.jsonl | kvatlas score --tokens-file - --json
+    """
+    body = _prompt(tokens, tokens_file, text)
+    given = {"model": model, "lora_name": lora, "cache_salt": salt, "scorer": scorer}
+    body.update({name: value for name, value in given.items() if value is not None})
+    if pods is not None:
+        body["pods"] = [pod.strip() for pod in pods.split(",") if pod.strip()]
+    client = ServiceClient(url, token)
+    if "model" not in body:
+        body["model"] = _only_model(client)
+    result, answer = client.score(body)
+    if json:
+        sys.stdout.write(answer.decode() + "\n")
+    else:
+        screen().print(_shown(result))
+
+
+def _prompt(tokens: str | None, file: Path | None, text: str | None) -> dict[str, Any]:
+    """Return the fields of the request that tokens come with."""
+    if text is not None:
+        remedy = "tokenize it as the engine does (vLLM: POST /tokenize) and pass --tokens or --tokens-file"
+        raise RequestError("--text", "tokenization is not in this version", remedy)
+    if (tokens is None) == (file is None):
+        raise RequestError("--tokens", "is missing" if tokens is None else "is given with --tokens-file", "give one of the two")
+    if tokens is not None:
+        return {"token_ids": [_token(part, position) for position, part in enumerate(tokens.split(","))]}
+    assert file is not None
+    return _prompt_of_file(file)
+
+
+def _prompt_of_file(file: Path) -> dict[str, Any]:
+    from kvatlas.backtest import read_request
+
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise RequestError(str(file), f"cannot be read: {error.strerror}", "name a file, or - for standard input") from None
+    content = content.strip()
+    if content.startswith(b"["):
+        try:
+            return {"token_ids": msgspec.json.decode(content, type=list[int])}
+        except msgspec.DecodeError as error:
+            raise RequestError(str(file), f"is no list of token ids: {error}", "write [1, 2, 3]") from None
+    if b"\n" in content:
+        lines = content.count(b"\n") + 1
+        raise RequestError(str(file), f"holds {lines} lines", f"pass one: sed -n 7p {file} | kvatlas score --tokens-file -")
+    request = read_request(content, str(file))
+    known = {"model": request.model, "cache_salt": request.cache_salt}
+    return {"token_ids": list(request.token_ids)} | {name: value for name, value in known.items() if value is not None}
+
+
+def _token(text: str, position: int) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise RequestError("--tokens", f"{text!r:.40} at position {position} is no integer", "write 1,2,3") from None
+
+
+def _only_model(client: ServiceClient) -> str:
+    models = sorted({pod.model for pod in client.pods()[0] if pod.model})
+    if len(models) != 1:
+        known = f"the service knows {', '.join(models)}" if models else "the service knows none yet"
+        raise RequestError("--model", f"is missing, and {known}", "name the model")
+    return models[0]
+
+
+def _shown(result: ScoreResult) -> Group:
+    numbers = ("score", "matched tokens", "predicted cached")
+    shown = table("Pods, best first", "pod", "model", *numbers, "tiers (blocks)", "stale", right=numbers)
+    for pod in result.pods:
+        name = pod.pod if len(pod.predicted_by_rank) <= 1 else f"{pod.pod} rank {pod.dp_rank}"
+        shown.add_row(
+            name,
+            pod.model or "?",
+            f"{pod.score:.2f}",
+            str(pod.matched_tokens),
+            str(pod.predicted_cached_tokens),
+            _tiers(pod),
+            pod.stale_reason.value if pod.stale_reason else "",
+        )
+    about = (
+        f"{result.prompt_tokens} prompt tokens, {result.blocks} whole blocks; {result.cache_hits} of them held by some pod "
+        f"({result.coverage:.0%}). Scorer: {result.scorer}."
+    )
+    if not result.pods:
+        about = "No engine is known yet; `kvatlas pods` shows what the service listens to.\n" + about
+    return Group(shown, Text(about))
+
+
+def _tiers(pod: PodScore) -> str:
+    tiers = [f"{tier} {blocks}" for tier, blocks in sorted(pod.tiers.items())]
+    if pod.speculative_blocks:
+        tiers.append(f"{pod.speculative_blocks} promised")
+    return ", ".join(tiers)

@@ -1,0 +1,50 @@
+"""What commands show: tables and panels for people on standard output, JSON lines for programs, errors on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvatlas.config import LogSettings
+from kvatlas.errors import KvatlasError
+
+PIPED_WIDTH = 160
+"""Columns of a table that goes to a file or another program."""
+
+
+def screen(*, stderr: bool = False) -> Console:
+    """Return a console. Text is shown as it is: what comes from engines and files is never taken for markup."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
+def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Return an empty table; columns named in ``right`` hold numbers."""
+    made = Table(title=Text(title), title_justify="left", title_style="bold")
+    for column in columns:
+        made.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def show_json(value: object) -> None:
+    """Write one JSON object on a line of its own, at once: a program may be reading."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def show_error(error: KvatlasError) -> None:
+    """Say what is wrong and what to do."""
+    screen(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+
+
+def quiet_logs() -> None:
+    """Send warnings and errors of the library to standard error, in a form for people."""
+    from kvatlas.observe.logs import configure_logs
+
+    configure_logs(LogSettings(level="warning", format="console"))

@@ -1,0 +1,68 @@
+"""``kvatlas serve``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kvatlas.cli.options import AsJson, ConfigFile, Engines, engines_override
+from kvatlas.cli.screen import screen, show_json, table
+
+
+def serve(
+    config: ConfigFile = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="One setting, as index.maxSize=500000. Can be repeated.", metavar="PATH=VALUE"),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address on which HTTP and gRPC listen.  [api.host, api.grpcHost]", metavar="ADDRESS")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port; 0 takes a free one.  [api.port]", metavar="PORT")] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="gRPC port; 0 takes a free one.  [api.grpcPort]", metavar="PORT")
+    ] = None,
+    engine: Engines = None,
+    help_config: Annotated[bool, typer.Option("--help-config", help="List every setting and exit.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Serve the index: reads engines' KV events, answers over HTTP and gRPC.
+
+    Without settings it listens on loopback and binds tcp://127.0.0.1:5557, where engines publish to. Options go over --set,
+    that over the environment (KVATLAS_INDEX_MAX_SIZE), that over the file. Logs are JSON lines on standard error.
+
+    Examples:
+
+        kvatlas serve
+        kvatlas serve --engine tcp://10.0.0.7:5557,replay=tcp://10.0.0.7:5607
+        kvatlas serve --config kvatlas.yaml --set index.ttl=2h --port 9000
+        kvatlas serve --help-config
+    """
+    if help_config:
+        _list_settings(json)
+        return
+    from kvatlas.config import load_config
+    from kvatlas.serve.service import run
+
+    overrides = [*(settings or ()), *engines_override(engine or ())]
+    for path, value in (("api.host", host), ("api.grpcHost", host), ("api.port", port), ("api.grpcPort", grpc_port)):
+        if value is not None:
+            overrides.append(f"{path}={value}")
+    run(load_config(config, overrides=overrides))
+
+
+def _list_settings(as_json: bool) -> None:
+    from kvatlas.config import describe_config
+    from kvatlas.config_load import env_name
+
+    settings = describe_config()
+    if as_json:
+        for setting in settings:
+            show_json(setting._asdict())
+        return
+    shown = table("Settings", "path in the file, and variable", "type", "default", "what it is")
+    for setting in settings:
+        variable = "" if "[]" in setting.path or "<" in setting.path else f"\n{env_name(setting.path)}"
+        shown.add_row(setting.path + variable, setting.type, setting.default, setting.doc)
+    screen().print(shown)
