@@ -17,7 +17,7 @@ from kvatlas.ingest.apply import Applier
 from kvatlas.ingest.ingestor import Ingestor
 from kvatlas.ingest.setup import limits_of, sources_of
 from kvatlas.ingest.sources import Origin
-from kvatlas.ingest.sources.zmq import ZmqSource
+from kvatlas.ingest.sources.zmq import ZmqCentralSource
 from kvatlas.ingest.worker import StreamWorker
 from kvatlas.keys import KeySchema, as_token_array
 from kvatlas.observe.metrics import Metrics
@@ -213,7 +213,7 @@ class Indexer:
     def event_endpoint(self) -> str | None:
         """The address that engines can connect to, when one is bound."""
         for source in self._ingest.sources:
-            if isinstance(source, ZmqSource) and source.bound_endpoint:
+            if isinstance(source, ZmqCentralSource) and source.bound_endpoint:
                 return source.bound_endpoint
         return None
 

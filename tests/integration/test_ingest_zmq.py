@@ -206,6 +206,70 @@ async def connected_publisher(endpoint: str) -> AsyncIterator[Callable[[Frame, i
         context.destroy(linger=0)
 
 
+async def test_an_engine_that_connected_and_went_is_stale_then_dropped() -> None:
+    engine = ModelEngine()
+    engine.request(PROMPT)
+    config = Config(keys=KEYS, zmq=ZmqSettings(endpoint="tcp://127.0.0.1:0"), ingest=IngestSettings(gone_after=Seconds(0.5)))
+    with Indexer(config) as indexer:
+        async with connected_publisher(indexer.event_endpoint) as send:
+            await send(engine.frames[0], 0)
+            await until(lambda: fresh(indexer, 3))
+        await until(lambda: only_pod(indexer) is not None and only_pod(indexer).state == "stale")
+        assert only_pod(indexer).stale_reason.value == "disconnected"
+        await until(lambda: indexer.stats().streams == 0)
+
+
+async def test_an_engine_that_connects_again_without_replay_stays_stale_until_it_empties_its_cache() -> None:
+    engine = ModelEngine()
+    engine.request(PROMPT)
+    with Indexer(Config(keys=KEYS, zmq=ZmqSettings(endpoint="tcp://127.0.0.1:0"))) as indexer:
+        async with connected_publisher(indexer.event_endpoint) as send:
+            await send(engine.frames[0], 0)
+            await until(lambda: fresh(indexer, 3))
+        await until(lambda: only_pod(indexer).state == "stale")
+        async with connected_publisher(indexer.event_endpoint) as send:
+            engine.request([8] * 9)
+            await send(engine.frames[1], 0)
+            await until(lambda: only_pod(indexer).blocks == 5)
+            assert only_pod(indexer).stale_reason.value == "disconnected"
+            engine.reset()
+            engine.request([9] * 9)
+            await send(engine.frames[2], 0)
+            await until(lambda: fresh(indexer, 2))
+
+
+async def test_a_stream_whose_replay_hangs_holds_up_no_other() -> None:
+    slow, quick = ModelEngine(pod="10.0.0.1:8000"), ModelEngine(pod="10.0.0.2:8000")
+    context = zmq.asyncio.Context()
+    silent = context.socket(zmq.ROUTER)  # takes replay requests and never answers
+    port = silent.bind_to_random_port("tcp://127.0.0.1")
+    try:
+        async with published(slow, replay=None) as first, published(quick) as second:
+            engines = (
+                EngineSettings(endpoint=first.endpoint, replay_endpoint=f"tcp://127.0.0.1:{port}"),
+                EngineSettings(endpoint=second.endpoint, replay_endpoint=second.replay_endpoint),
+            )
+            with watching(*engines, replay_timeout=Seconds(30)) as indexer:
+                await first.wait_for_subscriber()
+                await second.wait_for_subscriber()
+                slow.request(PROMPT)
+                slow.request([8] * 9)
+                await first.publish_frame(slow.frames[1].topic.encode(), 1, slow.frames[1].payload)
+                await publish(second, quick, PROMPT, [8] * 9)
+                states = {}
+
+                def both_seen() -> bool:
+                    states.update({pod.pod: pod for pod in indexer.pods()})
+                    return quick.pod in states and states[quick.pod].blocks == 5
+
+                await until(both_seen, timeout_s=5)
+                assert states[quick.pod].state == "fresh"
+                assert states[slow.pod].stale_reason.value == "resyncing"
+                assert indexer.ready()[0] is False
+    finally:
+        context.destroy(linger=0)
+
+
 async def test_ranks_are_connected_to_on_consecutive_ports() -> None:
     ranks = [ModelEngine(), ModelEngine()]
     async with published(ranks[0]) as first:

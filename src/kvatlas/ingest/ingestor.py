@@ -151,6 +151,8 @@ class Ingestor:
     def frame(self, origin: Origin, frame: Frame) -> None:
         entry = self._entry(origin, frame)
         if entry is not None:
+            if entry.origin is not origin and entry.worker.disconnected_since_s is not None:
+                self._move(entry, origin)
             entry.worker.offer(frame)
 
     def connected(self, origin: Origin) -> None:
@@ -233,6 +235,19 @@ class Ingestor:
         log.info("stream found", pod=stream.pod, dp_rank=stream.dp_rank, model=model, source=origin.source)
         return entry
 
+    def _move(self, entry: _StreamTask, origin: Origin) -> None:
+        """A stream that was cut off comes from elsewhere now."""
+        self._leave_origin(entry)
+        entry.origin = origin
+        self._by_origin.setdefault(origin, set()).add(entry.worker.stream)
+        entry.worker.link_up()
+
+    def _leave_origin(self, entry: _StreamTask) -> None:
+        siblings = self._by_origin[entry.origin]
+        siblings.discard(entry.worker.stream)
+        if not siblings:
+            del self._by_origin[entry.origin]
+
     async def _run_worker(self, worker: StreamWorker) -> None:
         try:
             await worker.run()
@@ -244,10 +259,7 @@ class Ingestor:
 
     def _close(self, stream: Stream) -> None:
         entry = self._streams.pop(stream)
-        siblings = self._by_origin[entry.origin]
-        siblings.discard(stream)
-        if not siblings:
-            del self._by_origin[entry.origin]
+        self._leave_origin(entry)
         self._index.forget(stream)
         if not any(other.pod == stream.pod for other in self._streams):
             self._metrics.forget_pod(stream.pod)

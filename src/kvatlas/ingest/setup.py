@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import zmq.asyncio
-
 from kvatlas.config import Config, EngineSettings, RecordingSettings
 from kvatlas.ingest.ingestor import IngestLimits, SourceFactory
-from kvatlas.ingest.sources import EventSource, Origin
+from kvatlas.ingest.sources import Origin
 from kvatlas.ingest.sources.recording import RecordingSource
-from kvatlas.ingest.sources.zmq import SocketLimits, ZmqSource
+from kvatlas.ingest.sources.zmq import SocketLimits, ZmqCentralSource, ZmqSource
 from kvatlas.ingest.worker import WorkerLimits
 from kvatlas.types import DpRank, PodId
 
@@ -50,17 +48,9 @@ def _central(config: Config) -> SourceFactory:
     settings = config.zmq
     origin = Origin(settings.endpoint, replay_endpoint=settings.replay_endpoint)
 
-    def make(context: zmq.asyncio.Context) -> EventSource:
-        return ZmqSource(
-            context,
-            settings.endpoint,
-            origin,
-            bind=True,
-            topic_filter=settings.topic_filter,
-            limits=_socket_limits(config),
-        )
-
-    return make
+    return lambda context: ZmqCentralSource(
+        context, settings.endpoint, origin, topic_filter=settings.topic_filter, limits=_socket_limits(config)
+    )
 
 
 def _engine(config: Config, engine: EngineSettings, rank: DpRank) -> SourceFactory:

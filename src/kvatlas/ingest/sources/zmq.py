@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import struct
 import time
 from collections.abc import AsyncGenerator
+from socket import socket as socket_of
 
 import msgspec
 import zmq
@@ -27,9 +29,13 @@ _SEQ = struct.Struct(">Q")
 END_SEQ = 0xFFFF_FFFF_FFFF_FFFF
 """The number of the marker that ends a replay."""
 
+PEERS_MAX = 65_536
+"""Addresses remembered of engines that connect; beyond it one that is gone is forgotten."""
+
 _HEARTBEAT_MS = 1_000
 _HEARTBEAT_TIMEOUT_MS = 5_000
 _LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_PEER_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 
 
 class SocketLimits(msgspec.Struct, frozen=True):
@@ -44,7 +50,7 @@ class SocketLimits(msgspec.Struct, frozen=True):
 
 
 class ZmqSource:
-    """One SUB socket: connected to one engine's rank, or bound where engines connect to."""
+    """A SUB socket connected to one engine's rank. SourceError from ``run`` if the endpoint is none."""
 
     def __init__(
         self,
@@ -52,16 +58,74 @@ class ZmqSource:
         endpoint: str,
         origin: Origin,
         *,
-        bind: bool = False,
         topic_filter: str = "",
         limits: SocketLimits | None = None,
     ) -> None:
         self._context = context
         self._endpoint = endpoint
         self._origin = origin
-        self._bind = bind
         self._topic_filter = topic_filter
         self._limits = limits or SocketLimits()
+
+    @property
+    def name(self) -> str:
+        return self._endpoint
+
+    async def run(self, sink: Sink) -> None:
+        socket = self._context.socket(zmq.SUB)
+        try:
+            _prepare(socket, self._topic_filter, self._limits)
+            socket.set(zmq.IPV6, 1)
+            monitor = socket.get_monitor_socket(_LINK_EVENTS)
+            try:
+                socket.connect(self._endpoint)
+            except zmq.ZMQError as error:
+                raise SourceError(self._endpoint, str(error), "check zmq.engines") from error
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._receive(socket, sink))
+                tasks.create_task(self._watch_link(monitor, sink))
+        finally:
+            socket.disable_monitor()
+            socket.close(linger=0)
+
+    async def _receive(self, socket: zmq.asyncio.Socket, sink: Sink) -> None:
+        while True:
+            take(await socket.recv_multipart(), self._origin, sink)
+
+    async def _watch_link(self, monitor: zmq.asyncio.Socket, sink: Sink) -> None:
+        while True:
+            event = await recv_monitor_message(monitor)
+            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                sink.connected(self._origin)
+            elif event["event"] == zmq.EVENT_DISCONNECTED:
+                sink.disconnected(self._origin)
+
+
+class ZmqCentralSource:
+    """A SUB socket bound to an address that engines connect to.
+
+    Each peer address is an origin of its own: when its last connection ends, its streams are known to be cut off. Engines
+    that share an address (behind a proxy, or on one host) are told apart by their topics only, so there the loss of one
+    shows when the last one goes, or by its replay endpoint.
+    """
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        endpoint: str,
+        origin: Origin,
+        *,
+        topic_filter: str = "",
+        limits: SocketLimits | None = None,
+    ) -> None:
+        self._context = context
+        self._endpoint = endpoint
+        self._origin = origin
+        self._topic_filter = topic_filter
+        self._limits = limits or SocketLimits()
+        self._peers: dict[str, Origin] = {}
+        self._connections: dict[int, str] = {}
+        """Peer address by file descriptor."""
         self.bound_endpoint: str | None = None
         """The real address after binding to port 0."""
 
@@ -72,55 +136,85 @@ class ZmqSource:
     async def run(self, sink: Sink) -> None:
         socket = self._context.socket(zmq.SUB)
         try:
-            self._prepare(socket)
-            monitor = socket.get_monitor_socket(_LINK_EVENTS)
-            self._attach(socket)
+            _prepare(socket, self._topic_filter, self._limits)
+            socket.set(zmq.IPV6, "[" in self._endpoint)
+            monitor = socket.get_monitor_socket(_PEER_EVENTS)
+            try:
+                socket.bind(self._endpoint)
+            except zmq.ZMQError as error:
+                remedy = "free the address or set zmq.endpoint to another"
+                raise SourceError(self._endpoint, str(error), remedy) from error
+            self.bound_endpoint = socket.get_string(zmq.LAST_ENDPOINT)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._receive(socket, sink))
-                if not self._bind:  # a bound socket's events do not tell which engine came or went
-                    tasks.create_task(self._watch_link(monitor, sink))
+                tasks.create_task(self._watch_peers(monitor, sink))
         finally:
             socket.disable_monitor()
             socket.close(linger=0)
 
-    def _prepare(self, socket: zmq.asyncio.Socket) -> None:
-        limits = self._limits
-        socket.set(zmq.RCVHWM, limits.receive_high_water_mark)
-        socket.set(zmq.MAXMSGSIZE, limits.frame_bytes_max)
-        socket.set(zmq.RECONNECT_IVL, int(limits.reconnect_min_s * 1000))
-        socket.set(zmq.RECONNECT_IVL_MAX, int(limits.reconnect_max_s * 1000))
-        socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-        socket.set(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
-        socket.set(zmq.IPV6, not self._bind or "[" in self._endpoint)
-        socket.set_string(zmq.SUBSCRIBE, self._topic_filter)
-
-    def _attach(self, socket: zmq.asyncio.Socket) -> None:
-        try:
-            if self._bind:
-                socket.bind(self._endpoint)
-                self.bound_endpoint = socket.get_string(zmq.LAST_ENDPOINT)
-            else:
-                socket.connect(self._endpoint)
-        except zmq.ZMQError as error:
-            remedy = "free the address or set zmq.endpoint to another" if self._bind else "check zmq.engines"
-            raise SourceError(self._endpoint, str(error), remedy) from error
-
     async def _receive(self, socket: zmq.asyncio.Socket, sink: Sink) -> None:
         while True:
-            parts = await socket.recv_multipart()
-            frame = frame_of(parts)
-            if isinstance(frame, str):
-                sink.malformed(self._origin, frame)
-            else:
-                sink.frame(self._origin, frame)
+            parts = await socket.recv_multipart(copy=False)
+            try:
+                peer = _plain_address(str(parts[-1].get("Peer-Address")))
+            except zmq.ZMQError:  # another transport than TCP
+                peer = ""
+            take([part.bytes for part in parts], self._peer(peer), sink)
 
-    async def _watch_link(self, monitor: zmq.asyncio.Socket, sink: Sink) -> None:
+    def _peer(self, address: str) -> Origin:
+        if address not in self._peers:
+            if len(self._peers) >= PEERS_MAX:
+                gone = next((known for known in self._peers if known not in self._connections.values()), address)
+                self._peers.pop(gone, None)
+            source = f"{self._endpoint} from {address}" if address else self._endpoint
+            self._peers[address] = msgspec.structs.replace(self._origin, source=source)
+        return self._peers[address]
+
+    async def _watch_peers(self, monitor: zmq.asyncio.Socket, sink: Sink) -> None:
         while True:
             event = await recv_monitor_message(monitor)
-            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                sink.connected(self._origin)
-            elif event["event"] == zmq.EVENT_DISCONNECTED:
-                sink.disconnected(self._origin)
+            descriptor = int(event["value"])
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                address = _peer_of(descriptor)
+                if address is not None:
+                    self._connections[descriptor] = address
+                    sink.connected(self._peer(address))
+                continue
+            address = self._connections.pop(descriptor, None)
+            if address is not None and address not in self._connections.values():
+                sink.disconnected(self._peer(address))
+
+
+def _prepare(socket: zmq.asyncio.Socket, topic_filter: str, limits: SocketLimits) -> None:
+    socket.set(zmq.RCVHWM, limits.receive_high_water_mark)
+    socket.set(zmq.MAXMSGSIZE, limits.frame_bytes_max)
+    socket.set(zmq.RECONNECT_IVL, int(limits.reconnect_min_s * 1000))
+    socket.set(zmq.RECONNECT_IVL_MAX, int(limits.reconnect_max_s * 1000))
+    socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+    socket.set_string(zmq.SUBSCRIBE, topic_filter)
+
+
+def _peer_of(descriptor: int) -> str | None:
+    """Return the address at the other end of a connection that ZMQ has accepted; None if it is gone already."""
+    try:
+        with socket_of(fileno=os.dup(descriptor)) as connection:
+            return _plain_address(connection.getpeername()[0])
+    except (OSError, IndexError, TypeError):
+        return None
+
+
+def _plain_address(address: str) -> str:
+    return address.removeprefix("::ffff:")
+
+
+def take(parts: list[bytes], origin: Origin, sink: Sink) -> None:
+    """Hand a message to the sink, as a frame or as what is wrong with it."""
+    frame = frame_of(parts)
+    if isinstance(frame, str):
+        sink.malformed(origin, frame)
+    else:
+        sink.frame(origin, frame)
 
 
 class ZmqReplayer:
