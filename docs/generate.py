@@ -43,8 +43,8 @@ bytes.
 ```yaml
 zmq:
   engines:
-    - {endpoint: "tcp://10.0.0.7:5557", replayEndpoint: "tcp://10.0.0.7:5558", pod: llama-0}
-    - {endpoint: "tcp://10.0.0.8:5557", replayEndpoint: "tcp://10.0.0.8:5558", pod: llama-1, dpRanks: 2}
+    - {endpoint: "tcp://10.0.0.7:5557", replayEndpoint: "tcp://10.0.0.7:5607", pod: llama-0}
+    - {endpoint: "tcp://10.0.0.8:5557", replayEndpoint: "tcp://10.0.0.8:5607", pod: llama-1, dpRanks: 2}
 api: {host: 0.0.0.0, port: 8080, tokenFile: /etc/kvatlas/token}
 index: {ttl: 1h, maxSize: 1000000, maxBytes: 2GiB}
 tieredCache: {weights: {cpu: 0.7}}
@@ -61,11 +61,11 @@ What to alert on:
 
 | expression | means |
 |---|---|
-| `sum(kv_cache_streams_stale) > 0` for minutes | a stream's answers are not exact, and replay does not mend it: [staleness](staleness.md) |
-| `rate(kv_cache_decode_errors_total[5m]) > 0` | an engine sends what this version cannot read; `unknown_event` alone loses nothing |
+| `sum(kv_cache_streams_stale) > 0` for minutes | answers are not exact, and replay does not mend it: [staleness](staleness.md) |
+| `rate(kv_cache_decode_errors_total[5m]) > 0` | an engine sends what cannot be read; `unknown_event` alone loses nothing |
 | `kv_cache_queue_depth > 1000` | events arrive faster than they are applied |
-| `rate(kv_cache_evictions_total{reason!="ttl"}[5m]) > 0` | the index is smaller than the caches that it maps: raise index.maxSize or index.maxBytes |
-| `kv_cache_orphans > 0` and growing | blocks come whose parents never did: a history that began before kvatlas, without a replay endpoint |
+| `rate(kv_cache_evictions_total{reason!="ttl"}[5m]) > 0` | the index is too small: raise index.maxSize or index.maxBytes |
+| `kv_cache_orphans > 0` and growing | parents of blocks are never told: a history without a replay endpoint |
 """
 
 
@@ -83,9 +83,8 @@ def configuration() -> str:
             about = (kind.__doc__ or "").split("\n", 1)[0] if kind else "Settings without a section."
             lines += ["", f"## {current}", "", about, "", "| setting | type | default | |", "|---|---|---|---|"]
         variable = "" if "[]" in setting.path else f"<br>`{env_name(setting.path)}`"
-        lines.append(
-            f"| `{setting.path}`{variable} | {setting.type} | {_default(setting.default)} | {setting.doc.replace('|', '&#124;')} |"
-        )
+        doc = setting.doc.replace("|", "&#124;")
+        lines.append(f"| `{setting.path}`{variable} | {setting.type} | {_default(setting.default)} | {doc} |")
     return "\n".join(_without_double_blanks(lines)) + "\n"
 
 
