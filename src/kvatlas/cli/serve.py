@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from kvatlas.cli.options import AsJson, ConfigFile, Engines, engines_override
-from kvatlas.cli.screen import screen, show_json, table
+from kvatlas.cli.screen import screen, show_json
 
 
 def serve(
@@ -61,8 +62,10 @@ def _list_settings(as_json: bool) -> None:
         for setting in settings:
             show_json(setting._asdict())
         return
-    shown = table("Settings", "path in the file, and variable", "type", "default", "what it is")
+    console = screen()
     for setting in settings:
-        variable = "" if "[]" in setting.path or "<" in setting.path else f"\n{env_name(setting.path)}"
-        shown.add_row(setting.path + variable, setting.type, setting.default, setting.doc)
-    screen().print(shown)
+        of_a_list = "[]" in setting.path or "<" in setting.path
+        variable = "" if of_a_list else f"  {env_name(setting.path)}"
+        console.print(Text.assemble((setting.path, "bold"), (variable, "dim")), soft_wrap=True)
+        default = setting.default if setting.default == "required" else f"default {setting.default}"
+        console.print(f"    {setting.type}, {default}. {setting.doc}", soft_wrap=True)
