@@ -61,7 +61,7 @@ What to alert on:
 
 | expression | means |
 |---|---|
-| `sum(kv_cache_streams_stale) > 0` for minutes | answers are not exact, and replay does not mend it: [staleness](staleness.md) |
+| `sum(kv_cache_streams_stale) > 0` for minutes | answers are not exact, and replay does not help: [staleness](staleness.md) |
 | `rate(kv_cache_decode_errors_total[5m]) > 0` | an engine sends what cannot be read; `unknown_event` alone loses nothing |
 | `kv_cache_queue_depth > 1000` | events arrive faster than they are applied |
 | `rate(kv_cache_evictions_total{reason!="ttl"}[5m]) > 0` | the index is too small: raise index.maxSize or index.maxBytes |
