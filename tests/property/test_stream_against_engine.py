@@ -180,7 +180,7 @@ async def run(steps: list[tuple[str, int]], *, replay: bool, buffer_frames: int,
             executor=executor,
             replayer=engine if replay else None,
             timestamp_of=lambda payload: peek_header(payload).timestamp_s,
-            limits=WorkerLimits(drop_when_stale=drop_when_stale),
+            limits=WorkerLimits(drop_when_stale=drop_when_stale, replay_trusted_frames=1),
             source="test",
         )
         task = asyncio.create_task(worker.run())

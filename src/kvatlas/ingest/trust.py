@@ -36,6 +36,7 @@ class StreamTrust:
         self._metrics = metrics
         self._drop_when_stale = drop_when_stale
         self._tiers: set[Tier] = set()
+        self._until_replayed = False
 
     @property
     def stale(self) -> StaleReason | None:
@@ -52,9 +53,13 @@ class StreamTrust:
         """Tell the index how things stand."""
         self._index.mark(self._stream, self.stale)
 
-    def spoil(self, reason: StaleReason) -> None:
-        """Events were missed for good: entries may be wrong from now on."""
+    def spoil(self, reason: StaleReason, *, until_replayed: bool = False) -> None:
+        """Events were missed for good: entries may be wrong from now on.
+
+        ``until_replayed``: those missed may be newer than the ones that come next, so that an emptied cache heals nothing.
+        """
         self.flaw = reason
+        self._until_replayed = until_replayed
         if self._drop_when_stale:
             self._index.drop(self._stream)
         self.show()
@@ -83,7 +88,7 @@ class StreamTrust:
         self._tiers |= applied.tiers
         if applied.faults:
             self.spoil(StaleReason.DECODE_ERROR)
-        elif applied.cleared and self.flaw is not None and self._tiers <= {GPU}:
+        elif applied.cleared and self.flaw is not None and not self._until_replayed and self._tiers <= {GPU}:
             log.info("engine emptied its cache: stream is exact again", **self.names)
             self.flaw = None
             self.verified = True

@@ -43,6 +43,9 @@ class WorkerLimits(msgspec.Struct, frozen=True):
     queue_frames_max: int = 10_000
     drop_when_stale: bool = False
     """Drop a stale stream's entries; otherwise they stay, marked."""
+    replay_trusted_frames: int = 500
+    """A replay of more frames may have lost its last ones without a trace (an engine's ROUTER drops what its queue, 1,000 by
+    default, does not hold): it is asked for again, until one brings fewer."""
 
 
 class StreamWorker:
@@ -74,7 +77,7 @@ class StreamWorker:
         self._metrics = metrics
         self._executor = executor
         self._replayer = replayer
-        self._queue_frames_max = limits.queue_frames_max
+        self._limits = limits
         self._tracker = SequenceTracker(timestamp_of)
         self._trust = StreamTrust(stream, self._tracker, index, metrics, source, drop_when_stale=limits.drop_when_stale)
         self._queue: deque[Frame] = deque()
@@ -82,6 +85,7 @@ class StreamWorker:
         """Judged, to be applied together."""
         self._checks: list[asyncio.Future[bool]] = []
         self._check_wanted = False
+        self._taken_since_link_up = False
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
@@ -91,7 +95,7 @@ class StreamWorker:
     def offer(self, frame: Frame) -> bool:
         """Queue a frame; False if the queue is full, and the stream stale from now on."""
         self._rouse()
-        if len(self._queue) < self._queue_frames_max:
+        if len(self._queue) < self._limits.queue_frames_max:
             self._queue.append(frame)
             return True
         self._metrics.frame(self.stream.pod, "dropped")
@@ -106,9 +110,8 @@ class StreamWorker:
         if not self._trust.connected:
             self._trust.connected = True
             self._trust.verified = False
+            self._taken_since_link_up = False
             self.disconnected_since_s = None
-            if self._replayer is None:
-                self._trust.spoil(StaleReason.DISCONNECTED)
         self._check_wanted = True
         self._rouse()
 
@@ -204,6 +207,8 @@ class StreamWorker:
             await self._flush()
             if not await self._resync():
                 self._trust.engine_restarted()
+                if self._taken_since_link_up:  # some of those may have been the new process's: they are dropped too
+                    self._trust.spoil(self._history_lost, until_replayed=True)
             verdict = self._tracker.judge(frame.seq, frame.payload)
             if verdict is Verdict.RESTART:  # a replay has shown that the engine is the same: an old frame came late
                 verdict = Verdict.DUPLICATE
@@ -227,10 +232,14 @@ class StreamWorker:
             verdict = self._tracker.judge(seq, payload)
             if verdict is not Verdict.GAP:
                 return Verdict.NEXT if verdict is Verdict.NEXT else Verdict.DUPLICATE
-        came_late = first_contact and self._replayer is None
-        self._trust.spoil(StaleReason.HISTORY_INCOMPLETE if came_late else StaleReason.GAP)
+        self._trust.spoil(self._history_lost if first_contact else StaleReason.GAP)
         self._tracker.reset(seq)
         return Verdict.NEXT
+
+    @property
+    def _history_lost(self) -> StaleReason:
+        """Frames before those we have are missing: for good, unless an engine can be asked (later) for all of them."""
+        return StaleReason.HISTORY_INCOMPLETE if self._replayer is None else StaleReason.GAP
 
     async def _recover_from_overflow(self) -> None:
         """Let go of the queue where a replay can bring it again; else go on with what is there, and stay stale."""
@@ -249,20 +258,23 @@ class StreamWorker:
         self._check_wanted = False
         waiting, self._checks = self._checks, []
         await self._take_queued()  # what has arrived need not be replayed
-        answered = self._trust.connected and await self._resync(from_scratch=self._trust.flaw in _HEALED_BY_REPLAY)
+        answered = self._trust.connected and await self._resync()
+        if self._trust.connected and not self._trust.verified:
+            self._trust.spoil(StaleReason.DISCONNECTED)  # which process the next frames are of can't be told
         for done in waiting:
             if not done.done():
                 done.set_result(answered)
 
     # -- replay -------------------------------------------------------------------------------------------------------
 
-    async def _resync(self, *, from_scratch: bool = False) -> bool:
+    async def _resync(self) -> bool:
         """Bring the stream up to what the engine has published. False where that can't be done or failed.
 
-        ``from_scratch``: the entries are suspect; they go as soon as the replay from frame 0 begins to arrive.
+        Suspect entries go as soon as a replay from frame 0 begins to arrive.
         """
         if self._replayer is None:
             return False
+        from_scratch = self._trust.flaw in _HEALED_BY_REPLAY
         taken = 0
         again = True
         if from_scratch or self._tracker.next_seq is None:
@@ -291,7 +303,7 @@ class StreamWorker:
             self._trust.show()
 
     async def _replay_once(self, *, from_scratch: bool) -> tuple[int, bool]:
-        """Take one replay. Returns frames applied, and whether to ask again: it had holes, or the engine had restarted.
+        """Take one replay. Returns frames applied, and whether to ask again: it may have holes, or the engine had restarted.
 
         TimeoutError for an engine that does not answer, or whose replay brings nothing new but has a hole.
         """
@@ -326,7 +338,7 @@ class StreamWorker:
             return taken, True
         if first:
             self._trust.begin(0)  # it has published nothing
-        return taken, False
+        return taken, taken >= self._limits.replay_trusted_frames
 
     def _show_resyncing(self) -> None:
         if not self._trust.resyncing:
@@ -338,6 +350,7 @@ class StreamWorker:
     async def _make_ready(self, frame: Frame) -> None:
         if frame.seq is not None:
             self._tracker.accept(frame.seq, frame.payload)
+            self._taken_since_link_up = True
         self._ready.append(frame)
         if len(self._ready) >= BATCH_FRAMES:
             await self._flush()
