@@ -33,7 +33,7 @@ DISK = Tier("disk")
 STORAGE = Tier("storage")
 
 
-class Stream(msgspec.Struct, frozen=True, order=True):
+class Stream(msgspec.Struct, frozen=True, order=True, cache_hash=True):
     """One ordered stream of events: one rank of one pod, and so one KV cache."""
 
     pod: PodId
@@ -43,7 +43,7 @@ class Stream(msgspec.Struct, frozen=True, order=True):
         return self.pod if self.dp_rank == 0 else f"{self.pod}#dp{self.dp_rank}"
 
 
-class Slot(msgspec.Struct, frozen=True, order=True):
+class Slot(msgspec.Struct, frozen=True, order=True, cache_hash=True):
     """The coordinates of a copy: which cache, which tier, which attention group."""
 
     stream: Stream

@@ -44,8 +44,8 @@ class Summary(msgspec.Struct, frozen=True):
     restarts: int
     events: Mapping[str, int]
     """By type."""
-    decode_faults: Mapping[str, int]
-    """Events lost, by reason."""
+    decode_faults_by_reason: Mapping[str, int]
+    """Events lost because they could not be read."""
     unknown_events: int
     """Events of types that this version does not know; nothing is lost with them."""
     removals_unknown: int
@@ -58,6 +58,11 @@ class Summary(msgspec.Struct, frozen=True):
     compared_but_after_reset: int
     """Compared requests less each first one after a reset, whose clear the engine publishes one step late."""
     exact_but_after_reset: int
+
+    @property
+    def decode_faults(self) -> int:
+        """Events lost because they could not be read, for any reason."""
+        return sum(self.decode_faults_by_reason.values())
 
     @property
     def unexplained_hashes(self) -> int:
@@ -109,7 +114,7 @@ class Backtest:
             frames_missed=sum(follower.frames_missed for follower in followers),
             restarts=sum(follower.restarts for follower in followers),
             events=dict(sorted(self._events.items())),
-            decode_faults=dict(sorted(self._faults.items())),
+            decode_faults_by_reason=dict(sorted(self._faults.items())),
             unknown_events=self._unknown_events,
             removals_unknown=self._applied.removed_unknown,
             orphans=self._index.stats().orphans + self._applied.orphans_dropped,

@@ -15,6 +15,7 @@ from rich.text import Text
 from kvatlas.cli.client import ServiceClient
 from kvatlas.cli.options import DEFAULT_URL, AsJson, ServiceToken, ServiceUrl, duration
 from kvatlas.cli.screen import screen, table
+from kvatlas.errors import RequestError
 from kvatlas.results import PodStatus
 
 _STATE_STYLES = {"fresh": "green", "stale": "yellow", "connecting": "dim"}
@@ -63,7 +64,10 @@ def _watch(client: ServiceClient, wait_s: float) -> None:
     with Live(_shown(client.pods()[0]), console=screen(), auto_refresh=False) as live:
         while True:
             time.sleep(wait_s)
-            live.update(_shown(client.pods()[0]), refresh=True)
+            try:
+                live.update(_shown(client.pods()[0]), refresh=True)
+            except RequestError as error:  # it may be restarting: go on
+                live.update(Text(str(error)), refresh=True)
 
 
 def _shown(streams: Sequence[PodStatus]) -> Group:

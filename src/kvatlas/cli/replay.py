@@ -123,7 +123,8 @@ def _line(prediction: Prediction) -> dict[str, Any]:
 
 
 def _summary_fields(summary: Summary) -> dict[str, Any]:
-    return {**msgspec.to_builtins(summary), "unexplained_hashes": summary.unexplained_hashes}
+    totals = {"decode_faults": summary.decode_faults, "unexplained_hashes": summary.unexplained_hashes}
+    return {**msgspec.to_builtins(summary), **totals}
 
 
 def _show(predictions: Sequence[Prediction], summary: Summary, with_requests: bool) -> None:
@@ -169,7 +170,7 @@ def _summary_lines(summary: Summary, with_requests: bool) -> Iterable[str]:
         f"{summary.restarts} restarts"
     )
     yield "events: " + (_counts(summary.events) or "none")
-    yield "decode faults: " + (_counts(summary.decode_faults) or "0")
+    yield "decode faults: " + (_counts(summary.decode_faults_by_reason) or "0")
     if summary.unknown_events:
         yield f"events of unknown types: {summary.unknown_events} (nothing is lost)"
     yield (

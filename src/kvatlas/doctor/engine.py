@@ -87,8 +87,10 @@ def _replay(found: CheckList, sample: EngineSample) -> None:
     elif sample.heard.kept_frames and sample.first_seq:
         remedy = "raise buffer_steps in the engine's events config; a kvatlas that starts now knows only what comes from here"
         found.warn("replay", f"keeps {sample.heard.kept_frames} frames, none before number {sample.first_seq}", remedy)
-    else:
+    elif sample.heard.kept_frames:
         found.ok("replay", f"answers with {sample.heard.kept_frames} frames, from the engine's first one on")
+    else:
+        found.ok("replay", "answers; the engine has published nothing so far")
 
 
 def _topic(found: CheckList, sample: EngineSample, topic_filter: str) -> None:

@@ -102,8 +102,10 @@ def _group(held: HeldTiers, spec: GroupSpec, index_block_tokens: int) -> _Group:
 
 def _tiers(groups: Sequence[_Group], blocks: int, holdings: Holdings) -> tuple[Tier, ...]:
     """Return the tier of each matched block: the slowest that any group would have to read."""
-    tiers: list[Tier] = []
-    for i in range(blocks):
-        held = [tier for group in groups if (tier := group.held[i]) is not None]
-        tiers.append(min(held, key=holdings.weights.of) if held else GPU)
-    return tuple(tiers)
+    slowest = list(groups[0].held[:blocks])
+    for group in groups[1:]:
+        for i, tier in enumerate(group.held[:blocks]):
+            known = slowest[i]
+            if tier is not None and (known is None or holdings.weights.of(tier) < holdings.weights.of(known)):
+                slowest[i] = tier
+    return tuple(tier or GPU for tier in slowest)  # what no group has to read (outside of every window) costs nothing

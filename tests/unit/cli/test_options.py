@@ -9,6 +9,7 @@ from kvatlas.cli.client import ServiceClient
 from kvatlas.cli.options import duration, engines_override
 from kvatlas.config import load_config
 from kvatlas.errors import ConfigError, RequestError
+from kvatlas.quantities import Seconds
 
 
 def test_engine_options_become_settings() -> None:
@@ -32,7 +33,7 @@ def test_an_engine_option_with_a_bad_value_is_refused_by_the_settings(text: str)
 
 
 def test_durations_are_read_as_in_settings() -> None:
-    assert duration("--duration", "1m30s") == 90
+    assert duration("--duration", "1m30s") == Seconds(90)
     assert duration("--duration", None) is None
     for text in ("soon", "0s", "-1"):
         with pytest.raises(RequestError, match="--duration"):
