@@ -137,7 +137,7 @@ def _show(checks: Sequence[Check], as_json: bool) -> None:
         return
     console = screen()
     for subject in dict.fromkeys(check.subject for check in checks):
-        shown = table(subject, "", "check", "what was seen, and what to do")
+        shown = table(subject, "", "check", "what was seen, and what to do", whole=("",))
         for check in checks:
             if check.subject == subject:
                 told = Text(check.seen)

@@ -18,6 +18,9 @@ from kvatlas.cli.screen import screen, table
 from kvatlas.errors import RequestError
 from kvatlas.results import PodStatus
 
+WIDE = 120
+"""Columns from which on all is shown; a narrower screen has what matters most."""
+
 _STATE_STYLES = {"fresh": "green", "stale": "yellow", "connecting": "dim"}
 
 
@@ -46,7 +49,8 @@ def pods(
         elif watch:
             _watch(client, wait_s)
         else:
-            screen().print(_shown(client.pods()[0]))
+            console = screen()
+            console.print(_shown(client.pods()[0], console.width))
     except KeyboardInterrupt:
         return
 
@@ -61,47 +65,43 @@ def _print_json(client: ServiceClient, wait_s: float | None) -> None:
 
 
 def _watch(client: ServiceClient, wait_s: float) -> None:
-    with Live(_shown(client.pods()[0]), console=screen(), auto_refresh=False) as live:
+    console = screen()
+    with Live(_shown(client.pods()[0], console.width), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(wait_s)
             try:
-                live.update(_shown(client.pods()[0]), refresh=True)
+                live.update(_shown(client.pods()[0], console.width), refresh=True)
             except RequestError as error:  # it may be restarting: go on
                 live.update(Text(str(error)), refresh=True)
 
 
-def _shown(streams: Sequence[PodStatus]) -> Group:
-    numbers = ("rank", "blocks", "queue", "gaps/replays/restarts", "last event")
-    columns = (
-        "pod",
-        "rank",
-        "model",
-        "state",
-        "blocks",
-        "block size",
-        "queue",
-        "gaps/replays/restarts",
-        "last event",
-        "source",
-    )
-    shown = table("Event streams", *columns, right=numbers)
+def _shown(streams: Sequence[PodStatus], width: int) -> Group:
+    if not streams:
+        remedy = "Let engines publish to the service's event address, or name them: kvatlas serve --engine ADDRESS"
+        return Group(Text(f"No engine is known yet. {remedy}"))
+    wide = width >= WIDE
+    more = ("block size", "queue", "gaps", "replays", "restarts") if wide else ()
+    numbers = ("rank", "blocks", *more, "last event")
+    columns = ("pod", "model", *numbers, "state", *(("source",) if wide else ()))
+    shown = table("Event streams", *columns, right=numbers, whole=("pod", *numbers))
     for stream in streams:
-        state = stream.state + (f": {stream.stale_reason.value}" if stream.stale_reason else "")
         age_s = stream.last_event_age_s
+        sizes = ", ".join(map(str, stream.block_sizes_tokens))
+        details = (sizes, *map(str, (stream.queue_depth, stream.gaps, stream.replays, stream.restarts)))
         shown.add_row(
             stream.pod,
-            str(stream.dp_rank),
             stream.model or "?",
-            Text(state, _STATE_STYLES.get(stream.state, "")),
-            f"{stream.blocks} ({stream.orphans} without tokens)" if stream.orphans else str(stream.blocks),
-            ", ".join(map(str, stream.block_sizes_tokens)),
-            str(stream.queue_depth),
-            f"{stream.gaps}/{stream.replays}/{stream.restarts}",
-            "" if age_s is None else f"{age_s:.1f} s ago",
-            stream.source,
+            str(stream.dp_rank),
+            str(stream.blocks),
+            *(details if wide else ()),
+            "" if age_s is None else f"{age_s:.1f} s",
+            Text(_state(stream), _STATE_STYLES.get(stream.state, "")),
+            *((stream.source,) if wide else ()),
         )
-    if streams:
-        return Group(shown)
-    return Group(
-        Text("No engine is known yet. Let engines publish to the service's event address, or name them: serve --engine.")
-    )
+    return Group(shown)
+
+
+def _state(stream: PodStatus) -> str:
+    reason = f": {stream.stale_reason.value}" if stream.stale_reason else ""
+    orphans = f", {stream.orphans} blocks without tokens" if stream.orphans else ""
+    return stream.state + reason + orphans

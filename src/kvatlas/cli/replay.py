@@ -83,17 +83,7 @@ def replay(
         pace = Pace(speed, align, _seconds("--wait", wait), linger_s)
         _publish(playback_ports(files, to, replay_endpoint), pace, allow_truncated)
         return
-    captures = Captures(files, tolerate_truncation=allow_truncated)
-    backtest = Backtest(captures, block_size_tokens=block_size, decoder=decoder)
-    predictions = backtest.run(read_requests(requests) if requests is not None else ())
-    if json:
-        for prediction in predictions:
-            show_json(_line(prediction))
-        show_json({"summary": _summary_fields(backtest.summary())})
-    else:
-        _show(list(predictions), backtest.summary(), requests is not None)
-    if backtest.summary().decode_faults:
-        raise typer.Exit(FAULTS)
+    _run(Captures(files, tolerate_truncation=allow_truncated), requests, block_size, decoder, as_json=json)
 
 
 def _seconds(option: str, text: str) -> float:
@@ -101,6 +91,19 @@ def _seconds(option: str, text: str) -> float:
 
 
 # -- offline ----------------------------------------------------------------------------------------------------------
+
+
+def _run(captures: Captures, requests: Path | None, block_size: int, decoder: str, *, as_json: bool) -> None:
+    backtest = Backtest(captures, block_size_tokens=block_size, decoder=decoder)
+    predictions = backtest.run(read_requests(requests) if requests is not None else ())
+    if as_json:
+        for prediction in predictions:
+            show_json(_line(prediction))
+        show_json({"summary": _summary_fields(backtest.summary())})
+    else:
+        _show(list(predictions), backtest.summary(), requests is not None)
+    if backtest.summary().decode_faults:
+        raise typer.Exit(FAULTS)
 
 
 def _line(prediction: Prediction) -> dict[str, Any]:
@@ -131,9 +134,11 @@ def _show(predictions: Sequence[Prediction], summary: Summary, with_requests: bo
     console = screen()
     if with_requests:
         pods = sorted({pod for prediction in predictions for pod in prediction.predicted_cached_tokens})
-        columns = [f"predicted: {pod}" for pod in pods]
+        columns = ["predicted"] if len(pods) == 1 else [f"predicted {pod}" for pod in pods]
         numbers = ("time", "prompt", *columns, "engine")
-        shown = table("Cached tokens, predicted and as the engine said", "request", *numbers, "", right=numbers)
+        shown = table(
+            "Cached tokens, predicted and as the engine said", "request", *numbers, "", right=numbers, whole=("", "time")
+        )
         began_s = predictions[0].request.sent_s if predictions else 0.0
         for prediction in predictions:
             request = prediction.request

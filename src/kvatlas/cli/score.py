@@ -118,7 +118,7 @@ def _only_model(client: ServiceClient) -> str:
 
 def _shown(result: ScoreResult) -> Group:
     numbers = ("score", "matched tokens", "predicted cached")
-    shown = table("Pods, best first", "pod", "model", *numbers, "tiers (blocks)", "stale", right=numbers)
+    shown = table("Pods, best first", "pod", "model", *numbers, "tiers (blocks)", "stale", right=numbers, whole=("pod",))
     for pod in result.pods:
         name = pod.pod if len(pod.predicted_by_rank) <= 1 else f"{pod.pod} rank {pod.dp_rank}"
         shown.add_row(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Literal
 
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,11 +26,12 @@ def screen(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
 
-def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Return an empty table; columns named in ``right`` hold numbers."""
-    made = Table(title=Text(title), title_justify="left", title_style="bold")
+def table(title: str, *columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = ()) -> Table:
+    """Return an empty table. Columns in ``right`` hold numbers; those in ``whole`` stay whole on a narrow screen."""
+    made = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        made.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
+        justify: Literal["right", "left"] = "right" if column in right else "left"
+        made.add_column(Text(column), justify=justify, overflow="fold", no_wrap=column in whole)
     return made
 
 
