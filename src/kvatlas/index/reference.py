@@ -6,7 +6,6 @@ promise) what it costs CPython 3.11 with 16-token blocks, as ``python -m benchma
 
 from __future__ import annotations
 
-import heapq
 import threading
 import time
 from array import array
@@ -14,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kvatlas.index.cache import Chunk, EngineBlock, EngineCache, Orphan, Place
+from kvatlas.index.promises import Promises
 from kvatlas.index.protocol import IndexLimits
 from kvatlas.keys import ChainEnd, KeySchema
 from kvatlas.types import (
@@ -64,8 +64,7 @@ class ReferenceIndex:
         self._holders: dict[BlockKey, dict[Slot, int]] = {}
         self._used_s: OrderedDict[BlockKey, float] = OrderedDict()
         self._entries = 0
-        self._promises: dict[BlockKey, dict[Stream, float]] = {}
-        self._promise_ends: list[tuple[float, BlockKey, Stream]] = []
+        self._promises = Promises(self.limits.promises_max)
         self._evicted = {"ttl": 0, "size": 0, "bytes": 0}
 
     @property
@@ -265,7 +264,7 @@ class ReferenceIndex:
             slots[slot] = count
             if change > 0:
                 self._touch(key)
-                self._fulfil(key, cache.stream)
+                self._promises.keep(key, cache.stream)
             return
         del slots[slot]
         self._entries -= 1
@@ -315,8 +314,7 @@ class ReferenceIndex:
 
     def _expire(self) -> int:
         now = self._clock()
-        while self._promise_ends and self._promise_ends[0][0] <= now:
-            self._end_next_promise()
+        self._promises.expire(now)
         evicted = 0
         while self._used_s:
             key, used_s = next(iter(self._used_s.items()))
@@ -335,7 +333,7 @@ class ReferenceIndex:
             if self._used_s:
                 self._evict(next(iter(self._used_s)), "bytes")
             elif not self._drop_oldest("blocks"):  # beginnings of larger index blocks, which have no key yet
-                self._end_next_promise()
+                self._promises.give_up_next()
 
     def _drop_oldest(self, waiting: str) -> bool:
         """Give up the oldest block that is kept just in case, in the cache that keeps most of them."""
@@ -351,33 +349,17 @@ class ReferenceIndex:
             + self._entries * ENTRY_BYTES
             + sum(len(cache.blocks) for cache in self._caches.values()) * ENGINE_BLOCK_BYTES
             + sum(len(cache.orphans) for cache in self._caches.values()) * ORPHAN_BYTES
-            + len(self._promise_ends) * PROMISE_BYTES
+            + self._promises.records * PROMISE_BYTES
         )
 
     # -- promises -----------------------------------------------------------------------------------------------------
 
     def promise(self, stream: Stream, keys: Sequence[BlockKey], ttl_s: float) -> None:
         with self._lock:
-            end = self._clock() + ttl_s
+            end_s = self._clock() + ttl_s
             for key in keys:
-                if any(slot.stream == stream for slot in self._holders.get(key, ())):
-                    continue
-                self._promises.setdefault(key, {})[stream] = end
-                heapq.heappush(self._promise_ends, (end, key, stream))
-            while len(self._promise_ends) > self.limits.promises_max:
-                self._end_next_promise()
-
-    def _end_next_promise(self) -> None:
-        end, key, stream = heapq.heappop(self._promise_ends)
-        if self._promises.get(key, {}).get(stream) == end:
-            self._fulfil(key, stream)
-
-    def _fulfil(self, key: BlockKey, stream: Stream) -> None:
-        promised = self._promises.get(key)
-        if promised is not None:
-            promised.pop(stream, None)
-            if not promised:
-                del self._promises[key]
+                if not any(slot.stream == stream for slot in self._holders.get(key, ())):
+                    self._promises.make(key, stream, end_s)
 
     # -- read path ----------------------------------------------------------------------------------------------------
 
@@ -389,7 +371,7 @@ class ReferenceIndex:
             promised: list[frozenset[Stream]] = []
             for key in keys:
                 slots = self._holders.get(key, {})
-                streams = self._promises.get(key, {})
+                streams = self._promises.of(key)
                 if wanted is None:
                     holders.append(dict(slots))
                     promised.append(frozenset(streams))
@@ -464,7 +446,7 @@ class ReferenceIndex:
                 blocks=len(self._holders),
                 entries=self._entries,
                 orphans=sum(cache.resident_orphans() for cache in self._caches.values()),
-                speculative=sum(len(streams) for streams in self._promises.values()),
+                speculative=len(self._promises),
                 streams=len(self._caches),
                 pods=len({stream.pod for stream in self._caches}),
                 bytes_estimated=self._bytes(),
