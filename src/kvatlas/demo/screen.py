@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -85,34 +86,32 @@ class Screen:
 
     def samples(self, rows: Sequence[Check], total: int) -> None:
         """Show single predictions beside the engine's own figures."""
-        table = Table(title=f"Predicted against true cached tokens: {len(rows)} of {total} requests", title_justify="left")
-        table.add_column("engine")
-        table.add_column("request")
-        for name in ("prompt tokens", "predicted", "engine's own"):
-            table.add_column(name, justify="right")
-        table.add_column("")
+        shown = _table(f"Predicted and true cached tokens: {len(rows)} of {total} requests")
+        shown.add_column("request")
+        for name in ("prompt", "predicted", "engine's own"):
+            shown.add_column(name, justify="right")
+        shown.add_column("")
         for check in rows:
             verdict = "[green]exact[/]" if check.exact else _odd(check)
-            table.add_row(
+            shown.add_row(
                 check.engine.pod,
-                check.request.tag + (" (salted)" if check.request.cache_salt else ""),
+                check.request.tag + (" salted" if check.request.cache_salt else ""),
                 str(len(check.request.token_ids)),
                 str(check.predicted),
                 str(check.request.cached_tokens),
                 verdict,
             )
         self.line()
-        self._console.print(table)
+        self._console.print(shown)
 
     def totals(self, rows: Sequence[Tally]) -> None:
         """Show the sums by engine."""
-        table = Table(title="All requests", title_justify="left")
-        table.add_column("engine")
-        for name in ("requests", "exact", "after reset", "wrong", "prompt tokens", "found in cache"):
-            table.add_column(name, justify="right")
+        shown = _table("All requests")
+        for name in ("requests", "exact", "after reset", "wrong", "tokens", "from cache"):
+            shown.add_column(name, justify="right")
         for row in rows:
             share = row.cached_tokens / row.prompt_tokens if row.prompt_tokens else 0.0
-            table.add_row(
+            shown.add_row(
                 row.engine.pod,
                 str(row.requests),
                 str(row.exact),
@@ -121,8 +120,7 @@ class Screen:
                 f"{row.prompt_tokens:,}",
                 f"{row.cached_tokens:,} ({share:.0%})",
             )
-        self.line()
-        self._console.print(table)
+        self._console.print(shown)
 
     def verdict(self, rows: Sequence[Tally], answer_ms: float) -> None:
         """Say what the sums mean."""
@@ -135,9 +133,7 @@ class Screen:
         self.line(f"The engines did not compute {saved:,} prompt tokens again; the index knew beforehand which.")
         self.line(f"An answer over HTTP took {answer_ms:.1f} ms (median).")
         if after_reset:
-            self.line(
-                f"Not exact: {after_reset}, each the first request after a cache reset. vLLM publishes a reset with its next"
-            )
+            self.line(f"Not exact: {after_reset} (the first request after a cache reset). vLLM publishes a reset with its next")
             self.line("step, so when that request comes nobody outside can know of it. All later ones are exact again.")
         if wrong:
             self.line(f"[red]{wrong} predictions are wrong and should not be: please report this with the table above.[/]")
@@ -156,5 +152,12 @@ class Screen:
         self.line('\nEngines and service have ended. To ask them yourself: make demo DEMO_ARGS="--stay"')
 
 
+def _table(title: str) -> Table:
+    """Return a table that fits into 80 columns; its first column is the engine."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("engine", no_wrap=True)
+    return table
+
+
 def _odd(check: Check) -> str:
-    return "[yellow]first after a reset[/]" if check.holds else "[red]wrong[/]"
+    return "[yellow]after a reset[/]" if check.holds else "[red]wrong[/]"
