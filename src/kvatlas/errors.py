@@ -58,11 +58,12 @@ class DecodeError(KvatlasError):
 class RecordingError(KvatlasError):
     """A capture file that is damaged or no capture at all."""
 
-    def __init__(self, path: str, offset_bytes: int, problem: str) -> None:
+    def __init__(self, path: str, offset_bytes: int, problem: str, remedy: str = "make captures with `kvatlas record`") -> None:
         self.path = path
         self.offset_bytes = offset_bytes
         self.problem = problem
-        super().__init__(f"{path} at byte {offset_bytes}: {problem}; make captures with `kvatlas record`")
+        self.remedy = remedy
+        super().__init__(f"{path} at byte {offset_bytes}: {problem}; {remedy}")
 
 
 class SourceError(KvatlasError):

@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, entry_points, requires, ver
 
 from kvatlas.doctor.check import Check, CheckList
 from kvatlas.index import Index, ReferenceIndex
+from kvatlas.ingest.decode import DECODERS
 from kvatlas.score.scorers import SCORERS
 
 PYTHON_MIN = (3, 11)
-DECODERS = "kvatlas.decoders"
 
 _CORES = {"reference": "plain Python: the specification that faster cores are compared with"}
 

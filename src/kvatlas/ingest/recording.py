@@ -78,7 +78,8 @@ def _records(path: Path, tolerate_truncation: bool) -> Iterator[tuple[int, int, 
                 if tolerate_truncation:
                     return
                 problem = f"the file ends inside a record, after {good} good ones"
-                raise RecordingError(str(path), offset, problem) from error
+                remedy = "`kvatlas replay --allow-truncated` takes those before"
+                raise RecordingError(str(path), offset, problem, remedy) from error
             yield offset, received_ns, frames
             good += 1
             offset = file.tell()

@@ -10,7 +10,11 @@ from kvatlas.ingest.decode.header import Header, peek_header
 from kvatlas.ingest.decode.limits import DecodeLimits
 from kvatlas.types import DecodedPayload
 
-__all__ = ["DecodeLimits", "Decoder", "Header", "load_decoder", "peek_header"]
+__all__ = ["DECODERS", "DecodeLimits", "Decoder", "Header", "load_decoder", "peek_header"]
+
+
+DECODERS = "kvatlas.decoders"
+"""Entry point group that decoders are found in, by name."""
 
 
 class Decoder(Protocol):
@@ -32,7 +36,7 @@ class Decoder(Protocol):
 
 def load_decoder(name: str) -> Decoder:
     """Return a decoder by its entry point's name. Raises ConfigError for a name that is not installed or does not load."""
-    installed = {entry.name: entry for entry in entry_points(group="kvatlas.decoders")}
+    installed = {entry.name: entry for entry in entry_points(group=DECODERS)}
     allowed = ", ".join(sorted(installed)) or "none (reinstall kvatlas)"
     if name not in installed:
         raise ConfigError("decoder", f"unknown decoder {name!r}", allowed)

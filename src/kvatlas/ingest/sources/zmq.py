@@ -80,7 +80,7 @@ class ZmqSource:
             try:
                 socket.connect(self._endpoint)
             except zmq.ZMQError as error:
-                raise SourceError(self._endpoint, str(error), "check zmq.engines") from error
+                raise SourceError(self._endpoint, str(error), "an engine's address is like tcp://10.0.0.7:5557") from error
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._receive(socket, sink))
                 tasks.create_task(self._watch_link(monitor, sink))
