@@ -15,9 +15,9 @@ from pathlib import Path
 from benchmarks.result import Result, percentile
 from benchmarks.streams import BLOCK_TOKENS, Chain
 from kvatlas.config import Config, IndexSettings, KeySettings
+from kvatlas.config.quantities import Bytes
 from kvatlas.indexer import Indexer
 from kvatlas.ingest.decode.vllm import VllmDecoder
-from kvatlas.quantities import Bytes
 from kvatlas.results import Query
 from kvatlas.types import EventBatch, PodId, Stream
 

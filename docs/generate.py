@@ -15,7 +15,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvatlas.config import Config, EngineSettings, ZmqSettings, describe_config
-from kvatlas.config_load import env_name
+from kvatlas.config.layers import env_name
 from kvatlas.indexer import Indexer
 from kvatlas.observe.metrics import Metrics
 from kvatlas.types import ApplyReport

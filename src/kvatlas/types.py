@@ -173,7 +173,7 @@ class Frame(msgspec.Struct, frozen=True):
 class StaleReason(enum.Enum):
     """Why a stream's entries may differ from the engine's cache.
 
-    The first three may count too much (a removal was lost); the others only too little.
+    The first four may count too much (a removal was missed); the others only too little.
     """
 
     GAP = "gap"

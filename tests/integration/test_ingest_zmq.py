@@ -11,11 +11,10 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from kvatlas.config import Config, EngineSettings, IngestSettings, KeySettings, ZmqSettings
+from kvatlas.config import Config, EngineSettings, IngestSettings, KeySettings, Seconds, ZmqSettings
 from kvatlas.errors import SourceError
 from kvatlas.indexer import Indexer
 from kvatlas.ingest.publisher import EventPublisher
-from kvatlas.quantities import Seconds
 from kvatlas.results import PodStatus, Query
 from kvatlas.types import Frame
 from tests.models.engine import ModelEngine
@@ -138,6 +137,21 @@ async def test_a_frame_lost_at_the_end_is_found_by_the_audit() -> None:
             engine.request([8] * 9)
             lose(publisher, engine.frames[1])
             await until(lambda: fresh(indexer, 5))
+
+
+@pytest.mark.parametrize("audit_s", [0.1, 0.0])
+async def test_a_new_engine_whose_first_frame_is_lost_is_found_by_asking(audit_s: float) -> None:
+    engine = ModelEngine()
+    async with published(engine) as publisher:
+        settings = EngineSettings(endpoint=publisher.endpoint, replay_endpoint=publisher.replay_endpoint)
+        with watching(settings, audit_interval=Seconds(audit_s)) as indexer:
+            await publisher.wait_for_subscriber()
+            await until(lambda: publisher.replays_served > 0)
+            engine.request(PROMPT)
+            lose(publisher, engine.frames[0])
+            if not audit_s:
+                assert await asyncio.to_thread(indexer.sync)
+            await until(lambda: fresh(indexer, 3))
 
 
 async def test_a_restarted_engine_is_known_by_its_replay_and_its_old_blocks_are_gone() -> None:

@@ -37,9 +37,8 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from kvatlas.config import Config, EngineSettings, IngestSettings, ZmqSettings
+from kvatlas.config import Config, EngineSettings, IngestSettings, Seconds, ZmqSettings
 from kvatlas.indexer import Indexer
-from kvatlas.quantities import Seconds
 from kvatlas.results import PodScore, Query
 
 HERE = Path(__file__).parent

@@ -9,8 +9,8 @@ from typing import Annotated
 import msgspec
 import typer
 
+from kvatlas.config.quantities import DURATION_FORMS, Seconds, parse_duration
 from kvatlas.errors import RequestError
-from kvatlas.quantities import DURATION_FORMS, Seconds, parse_duration
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 

@@ -55,7 +55,7 @@ def serve(
 
 def _list_settings(as_json: bool) -> None:
     from kvatlas.config import describe_config
-    from kvatlas.config_load import env_name
+    from kvatlas.config.layers import env_name
 
     settings = describe_config()
     if as_json:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -77,11 +78,15 @@ class Ingestor:
         self._streams: dict[Stream, _StreamTask] = {}
         self._by_origin: dict[Origin, set[Stream]] = {}
         self._down: set[Origin] = set()
+        self._silent: dict[Origin, float] = {}
+        """Connected engines that can be asked and have not been heard of; with the time of the last question."""
         self._decoders: dict[str, Decoder] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._started = threading.Event()
         self._stop: asyncio.Event | None = None
+        self._wake_watch = asyncio.Event()
+        self._questions: set[asyncio.Task[bool]] = set()
         self._failure: SourceError | None = None
         self._executor = ThreadPoolExecutor(self._limits.apply_threads, thread_name_prefix="kvatlas-apply")
         self._context: zmq.asyncio.Context | None = None
@@ -112,13 +117,14 @@ class Ingestor:
         self._stop = asyncio.Event()
         self._context = zmq.asyncio.Context()
         self.sources = [make(self._context) for make in self._source_factories]
-        tasks = [asyncio.create_task(self._run_source(source)) for source in self.sources]
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self._run_source(source)) for source in self.sources]
         tasks.append(asyncio.create_task(self._watch()))
         await asyncio.sleep(0)  # let every source bind or connect
         await asyncio.sleep(0)
         self._started.set()
         await self._stop.wait()
         tasks.extend(entry.task for entry in self._streams.values())
+        tasks.extend(self._questions)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -163,12 +169,14 @@ class Ingestor:
         for stream in streams:
             self._streams[stream].worker.link_up()
         if not streams and origin.replay_endpoint and "{" not in origin.replay_endpoint:
-            asyncio.create_task(self._introduce(origin))  # noqa: RUF006  # bounded by the replay timeout, holds itself
+            self._silent[origin] = -math.inf
+            self._wake_watch.set()
 
     def disconnected(self, origin: Origin) -> None:
         if origin in self._down:
             return
         self._down.add(origin)
+        self._silent.pop(origin, None)
         self._metrics.connection(origin.source, "disconnected")
         log.warning("source disconnected", source=origin.source)
         for stream in self._by_origin.get(origin, ()):
@@ -178,20 +186,23 @@ class Ingestor:
         self._metrics.decode_fault(origin.pod or origin.source, "not_a_frame")
         log.warning("message is no event frame", source=origin.source, detail=detail)
 
-    async def _introduce(self, origin: Origin) -> None:
-        """Ask a newly connected engine for its first kept frame: it tells which pod this is, and the worker does the rest."""
-        assert self._context is not None
+    async def _introduce(self, origin: Origin) -> bool:
+        """Ask a newly connected engine for its first kept frame: it tells which pod this is, and the worker does the rest.
+
+        Returns whether the engine answered; one that has published nothing does so with no frame.
+        """
         assert origin.replay_endpoint is not None
-        replayer = self._replayer(origin.replay_endpoint)
         try:
-            async with contextlib.aclosing(replayer.replay(0)) as frames:
+            async with contextlib.aclosing(self._replayer(origin.replay_endpoint).replay(0)) as frames:
                 async for frame in frames:
                     entry = self._entry(origin, frame)
                     if entry is not None:
                         entry.worker.link_up()
-                    return
+                    break
         except (TimeoutError, OSError):
             log.warning("no answer from the replay endpoint", source=origin.source, endpoint=origin.replay_endpoint)
+            return False
+        return True
 
     # -- streams --------------------------------------------------------------------------------------------------------
 
@@ -231,6 +242,7 @@ class Ingestor:
         entry = _StreamTask(worker, task, origin, time.monotonic())
         self._streams[stream] = entry
         self._by_origin.setdefault(origin, set()).add(stream)
+        self._silent.pop(origin, None)
         self._index.mark(stream, worker.stale)
         log.info("stream found", pod=stream.pod, dp_rank=stream.dp_rank, model=model, source=origin.source)
         return entry
@@ -276,11 +288,14 @@ class Ingestor:
     # -- watch ----------------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Audit quiet streams, drop pods that are gone, expire entries."""
+        """Ask silent engines who they are, audit quiet streams, drop pods that are gone, expire entries."""
         interval_s = min(1.0, self._limits.gone_after_s / 4, self._limits.audit_interval_s / 2 or 1.0)
         while True:
-            await asyncio.sleep(interval_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake_watch.wait(), interval_s)
+            self._wake_watch.clear()
             now_s = time.monotonic()
+            self._ask_silent_engines(now_s)
             for stream, entry in list(self._streams.items()):
                 since_s = entry.worker.disconnected_since_s
                 if since_s is not None and now_s - since_s > self._limits.gone_after_s:
@@ -291,6 +306,15 @@ class Ingestor:
                     entry.audited_s = now_s
                     entry.worker.check()
             self._index.expire()
+
+    def _ask_silent_engines(self, now_s: float) -> None:
+        interval_s = self._limits.audit_interval_s or math.inf
+        for origin, asked_s in list(self._silent.items()):
+            if now_s - asked_s >= interval_s:
+                self._silent[origin] = now_s
+                task = asyncio.create_task(self._introduce(origin))
+                self._questions.add(task)
+                task.add_done_callback(self._questions.discard)
 
     def _audit_due(self, entry: _StreamTask, now_s: float) -> bool:
         interval_s = self._limits.audit_interval_s
@@ -317,7 +341,8 @@ class Ingestor:
         return self._call(self._sync()).result(timeout=timeout_s)
 
     async def _sync(self) -> bool:
-        return all(await asyncio.gather(*(entry.worker.check() for entry in self._streams.values())))
+        heard = await asyncio.gather(*(self._introduce(origin) for origin in list(self._silent)))
+        return all(heard) and all(await asyncio.gather(*(entry.worker.check() for entry in self._streams.values())))
 
     def drain(self, timeout_s: float = 10.0) -> None:
         """Wait until every frame received so far is applied. TimeoutError if that takes longer."""

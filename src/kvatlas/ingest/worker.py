@@ -348,10 +348,10 @@ class StreamWorker:
     # -- apply --------------------------------------------------------------------------------------------------------
 
     async def _make_ready(self, frame: Frame) -> None:
+        self._ready.append(frame)  # before its number is known: who sees that number and an empty queue sees it applied
         if frame.seq is not None:
             self._tracker.accept(frame.seq, frame.payload)
             self._taken_since_link_up = True
-        self._ready.append(frame)
         if len(self._ready) >= BATCH_FRAMES:
             await self._flush()
 

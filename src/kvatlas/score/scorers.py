@@ -29,7 +29,7 @@ class LongestPrefix:
     """
 
     def score(self, holdings: Holdings, stream: Stream, hit: PrefixHit) -> float:
-        return sum(holdings.weights.of(tier) for tier in hit.tiers)
+        return sum((holdings.weights.of(tier) for tier in hit.tiers), 0.0)
 
 
 class HighestBlockHit:

@@ -8,8 +8,8 @@ import pytest
 from kvatlas.cli.client import ServiceClient
 from kvatlas.cli.options import duration, engines_override
 from kvatlas.config import load_config
+from kvatlas.config.quantities import Seconds
 from kvatlas.errors import ConfigError, RequestError
-from kvatlas.quantities import Seconds
 
 
 def test_engine_options_become_settings() -> None:

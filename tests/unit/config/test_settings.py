@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvatlas.config import Config, EngineSettings, ZmqSettings, describe_config, load_config
-from kvatlas.config_load import env_name
+from kvatlas.config.layers import env_name
 from kvatlas.errors import ConfigError
 
 

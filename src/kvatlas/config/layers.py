@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import yaml
 
-from kvatlas.config_values import (
+from kvatlas.config.values import (
     Secret,
     allowed_text,
     convert_scalar,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvatlas.quantities import format_duration, format_size, parse_duration, parse_size
+from kvatlas.config.quantities import format_duration, format_size, parse_duration, parse_size
 
 
 @given(st.integers(0, 1 << 50))

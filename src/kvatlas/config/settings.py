@@ -17,9 +17,9 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import force_setattr
 
-from kvatlas.config_load import Secret, SettingDoc, build, describe, read_layers
+from kvatlas.config.layers import Secret, SettingDoc, build, describe, read_layers
+from kvatlas.config.quantities import Bytes, Seconds
 from kvatlas.errors import ConfigError
-from kvatlas.quantities import Bytes, Seconds
 
 __all__ = ["Config", "describe_config", "load_config"]
 

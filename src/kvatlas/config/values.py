@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from kvatlas.errors import ConfigError
-from kvatlas.quantities import (
+from kvatlas.config.quantities import (
     DURATION_FORMS,
     SIZE_FORMS,
     Bytes,
@@ -23,6 +22,7 @@ from kvatlas.quantities import (
     parse_duration,
     parse_size,
 )
+from kvatlas.errors import ConfigError
 
 
 class Secret(str):
