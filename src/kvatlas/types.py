@@ -33,7 +33,7 @@ DISK = Tier("disk")
 STORAGE = Tier("storage")
 
 
-class Stream(msgspec.Struct, frozen=True, order=True, cache_hash=True):
+class Stream(msgspec.Struct, frozen=True, order=True, cache_hash=True, gc=False):
     """One ordered stream of events: one rank of one pod, and so one KV cache."""
 
     pod: PodId
@@ -43,7 +43,7 @@ class Stream(msgspec.Struct, frozen=True, order=True, cache_hash=True):
         return self.pod if self.dp_rank == 0 else f"{self.pod}#dp{self.dp_rank}"
 
 
-class Slot(msgspec.Struct, frozen=True, order=True, cache_hash=True):
+class Slot(msgspec.Struct, frozen=True, order=True, cache_hash=True, gc=False):
     """The coordinates of a copy: which cache, which tier, which attention group."""
 
     stream: Stream
@@ -79,7 +79,7 @@ class MultimodalItem(msgspec.Struct, frozen=True):
     offset_tokens: int
 
 
-class Extra(msgspec.Struct, frozen=True, order=True):
+class Extra(msgspec.Struct, frozen=True, order=True, gc=False):
     """What a block's key depends on beyond its tokens, at ``offset_tokens`` from the block's start.
 
     ``kind``: ``mm`` (an item that starts here), ``salt`` (cache_salt, block 0 only) or ``opaque`` (anything else an engine

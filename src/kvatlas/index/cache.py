@@ -3,6 +3,9 @@
     stored event ─ names ─> EngineBlock(hash, chain end) ─ makes up ─> Chunk(key, hashes)
     copies[tier, group][hash] ─ the least over a chunk's hashes ─> copies of the key
 
+Records live long and by the million, so none of them is a container that Python's garbage collector would walk (``gc=False``,
+tuples instead of lists): none can be part of a cycle.
+
 With equal block sizes a chunk is one hash. A larger index block needs several engine blocks (one chunk, many hashes); a larger
 engine block makes up several keys (many chunks, one hash). Two hashes may make up the same key (an adapter's name re-pointed).
 """
@@ -21,23 +24,23 @@ from kvatlas.types import BlockKey, EngineHash, Extra, GroupIdx, GroupSpec, Stal
 Place = tuple[Tier, GroupIdx]
 
 
-class Chunk(msgspec.Struct, frozen=True, eq=False):
+class Chunk(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One way to have a block key: all of ``hashes`` held together."""
 
     key: BlockKey
     hashes: tuple[EngineHash, ...]
 
 
-class EngineBlock(msgspec.Struct, eq=False):
+class EngineBlock(msgspec.Struct, eq=False, gc=False):
     """A block whose tokens are known."""
 
     end: ChainEnd
     unfinished: tuple[EngineHash, ...]
     """The engine blocks that hold ``end.pending``: the beginning of a larger index block."""
-    chunks: list[Chunk]
+    chunks: tuple[Chunk, ...] = ()
 
 
-class Orphan(msgspec.Struct, frozen=True, eq=False):
+class Orphan(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A block that waits for its parent, or (``tokens`` None) for any event that says what it holds."""
 
     parent: EngineHash | None = None
@@ -58,7 +61,7 @@ class EngineCache:
         self.copies: dict[Place, dict[EngineHash, int]] = {}
         self.places: dict[EngineHash, int] = {}
         """In how many places a hash is held."""
-        self.chunks: dict[BlockKey, list[Chunk]] = {}
+        self.chunks: dict[BlockKey, tuple[Chunk, ...]] = {}
         self.orphans: OrderedDict[EngineHash, Orphan] = OrderedDict()
         self.children: dict[EngineHash, list[EngineHash]] = {}
         """Orphans by the parent they wait for."""

@@ -37,11 +37,11 @@ from kvatlas.types import (
     StreamInfo,
 )
 
-KEY_BYTES = 350
+KEY_BYTES = 400
 """A block key with its place in the eviction order."""
-ENTRY_BYTES = 190
+ENTRY_BYTES = 150
 """A (key, slot) pair."""
-ENGINE_BLOCK_BYTES = 550
+ENGINE_BLOCK_BYTES = 545
 """A named engine block with its chain end, chunk and reverse entries."""
 ORPHAN_BYTES = 420
 PROMISE_BYTES = 360
@@ -196,7 +196,7 @@ class ReferenceIndex:
                 unfinished = (block,) if end.pending else ()
             else:
                 unfinished = parts
-            cache.blocks[block] = EngineBlock(end, unfinished, [])
+            cache.blocks[block] = EngineBlock(end, unfinished)
             if block not in cache.places:
                 self._retire(cache, block)
             for chunk in chunks:
@@ -209,9 +209,9 @@ class ReferenceIndex:
     def _add_chunk(self, cache: EngineCache, chunk: Chunk) -> None:
         if any(part not in cache.blocks for part in chunk.hashes):
             return  # a part was given up since: the key can't be followed
-        cache.chunks.setdefault(chunk.key, []).append(chunk)
+        cache.chunks[chunk.key] = (*cache.chunks.get(chunk.key, ()), chunk)
         for part in chunk.hashes:
-            cache.blocks[part].chunks.append(chunk)
+            cache.blocks[part].chunks += (chunk,)
         for place in cache.copies:
             self._hold(cache, place, chunk.key, cache.copies_of(place, chunk))
 
@@ -282,7 +282,7 @@ class ReferenceIndex:
         for place in list(cache.held_in(block)):
             self._set_copies(cache, place, block, 0)
         named = cache.blocks.get(block)
-        for chunk in list(named.chunks) if named else ():
+        for chunk in named.chunks if named else ():
             self._drop_chunk(cache, chunk)
         cache.blocks.pop(block, None)
         cache.retired.pop(block, None)
@@ -297,16 +297,18 @@ class ReferenceIndex:
         for place in cache.copies:
             self._hold(cache, place, chunk.key, -cache.copies_of(place, chunk))
         for part in chunk.hashes:
-            cache.blocks[part].chunks.remove(chunk)
-        cache.chunks[chunk.key].remove(chunk)
-        if not cache.chunks[chunk.key]:
+            cache.blocks[part].chunks = _without(cache.blocks[part].chunks, chunk)
+        left = _without(cache.chunks[chunk.key], chunk)
+        if left:
+            cache.chunks[chunk.key] = left
+        else:
             del cache.chunks[chunk.key]
 
     def _evict(self, key: BlockKey, reason: str) -> None:
         """Evict a key everywhere, and the engine blocks that make up nothing else."""
         self._evicted[reason] += 1
         for cache in {slot.stream: self._caches[slot.stream] for slot in self._holders[key]}.values():
-            for chunk in list(cache.chunks[key]):
+            for chunk in cache.chunks[key]:
                 self._drop_chunk(cache, chunk)
                 for part in chunk.hashes:
                     if not cache.blocks[part].chunks:
@@ -454,3 +456,7 @@ class ReferenceIndex:
                 evicted_size=self._evicted["size"],
                 evicted_bytes=self._evicted["bytes"],
             )
+
+
+def _without(chunks: tuple[Chunk, ...], gone: Chunk) -> tuple[Chunk, ...]:
+    return tuple(chunk for chunk in chunks if chunk is not gone)

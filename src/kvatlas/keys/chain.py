@@ -28,7 +28,7 @@ from kvatlas.types import BlockKey, Extra, MultimodalItem
 _NO_TOKENS: array[int] = array("I")
 
 
-class ChainEnd(msgspec.Struct, frozen=True):
+class ChainEnd(msgspec.Struct, frozen=True, gc=False):
     """Where a chain of tokens stands: the last key, and the tokens and extras after it that do not fill a block yet."""
 
     key: int
