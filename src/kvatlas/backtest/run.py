@@ -11,11 +11,12 @@ from kvatlas.backtest.captures import Captures
 from kvatlas.backtest.follow import StreamFollower
 from kvatlas.backtest.requests import RecordedRequest
 from kvatlas.config import Config, KeySettings
-from kvatlas.errors import DecodeError, RequestError
+from kvatlas.errors import RequestError
 from kvatlas.indexer import Indexer
+from kvatlas.ingest.apply import Applied, Applier
 from kvatlas.ingest.decode import load_decoder
 from kvatlas.results import Query
-from kvatlas.types import ApplyReport, DecodedPayload, DecodeFault, DpRank, Frame, PodId, StaleReason, Stream
+from kvatlas.types import DpRank, Frame, PodId, StaleReason, Stream
 
 
 class Prediction(msgspec.Struct, frozen=True):
@@ -80,12 +81,11 @@ class Backtest:
         config = Config(keys=KeySettings(block_size=block_size_tokens))
         self._indexer = Indexer(config, clock=lambda: self._now_s)
         self._index = self._indexer.index
-        self._followers = {stream: StreamFollower(stream, self._index) for stream in sorted(captures.models)}
-        self._events: Counter[str] = Counter()
-        self._faults: Counter[str] = Counter()
-        self._unknown_events = 0
+        metrics = self._indexer.metrics
+        applier = Applier(self._index, metrics)
+        self._followers = {stream: StreamFollower(stream, self._index, applier, metrics) for stream in sorted(captures.models)}
         self._frames = 0
-        self._applied = ApplyReport()
+        self._applied = Applied()
         self._predictions: Counter[str] = Counter()
 
     def run(self, requests: Sequence[RecordedRequest] = ()) -> Iterator[Prediction]:
@@ -113,11 +113,11 @@ class Backtest:
             gaps=sum(follower.gaps for follower in followers),
             frames_missed=sum(follower.frames_missed for follower in followers),
             restarts=sum(follower.restarts for follower in followers),
-            events=dict(sorted(self._events.items())),
-            decode_faults_by_reason=dict(sorted(self._faults.items())),
-            unknown_events=self._unknown_events,
-            removals_unknown=self._applied.removed_unknown,
-            orphans=self._index.stats().orphans + self._applied.orphans_dropped,
+            events=dict(sorted(self._applied.events.items())),
+            decode_faults_by_reason=dict(sorted(self._applied.faults.items())),
+            unknown_events=self._applied.unknown_events,
+            removals_unknown=self._applied.report.removed_unknown,
+            orphans=self._index.stats().orphans + self._applied.report.orphans_dropped,
             requests=self._predictions["requests"],
             compared=self._predictions["compared"],
             exact=self._predictions["exact"],
@@ -130,25 +130,7 @@ class Backtest:
     def _take(self, stream: Stream, frame: Frame) -> None:
         self._frames += 1
         self._now_s = max(self._now_s, frame.received_ns / 1e9)
-        follower = self._followers[stream]
-        if not follower.admit(frame):
-            return
-        decoded = self._decode(frame)
-        for batch in decoded.batches:
-            model = batch.model or self._captures.models[stream]
-            target = stream if batch.pod is None else Stream(batch.pod, stream.dp_rank)
-            self._applied.add(self._index.apply(target, msgspec.structs.replace(batch, model=model)))
-            self._events.update(type(event).__name__ for event in batch.events)
-        lost = [fault for fault in decoded.faults if not fault.harmless]
-        self._faults.update(fault.reason for fault in lost)
-        self._unknown_events += len(decoded.faults) - len(lost)
-        follower.learn([event for batch in decoded.batches for event in batch.events], len(lost))
-
-    def _decode(self, frame: Frame) -> DecodedPayload:
-        try:
-            return self._decoder.decode(frame.payload)
-        except DecodeError as error:
-            return DecodedPayload((), (DecodeFault(error.reason, error.detail),))
+        self._applied.add(self._followers[stream].take(frame, self._decoder, self._captures.models[stream]))
 
     # -- requests -----------------------------------------------------------------------------------------------------
 

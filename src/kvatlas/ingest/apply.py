@@ -15,6 +15,7 @@ from kvatlas.observe.logs import get_logger
 from kvatlas.observe.metrics import Metrics
 from kvatlas.types import (
     AllBlocksCleared,
+    ApplyReport,
     BlockStored,
     DecodeFault,
     EventBatch,
@@ -29,12 +30,26 @@ log = get_logger("kvatlas.ingest")
 class Applied(msgspec.Struct):
     """What a run of frames did to a stream."""
 
-    faults: int = 0
-    """Events lost because they could not be read."""
+    report: ApplyReport = msgspec.field(default_factory=ApplyReport)
+    events: Counter[str] = msgspec.field(default_factory=Counter)
+    """Events applied, by type."""
+    faults: Counter[str] = msgspec.field(default_factory=Counter)
+    """Events lost because they could not be read, by reason."""
+    unknown_events: int = 0
+    """Events of types that this version does not know: nothing is lost with them."""
     cleared: bool = False
     """The device cache was emptied after the last fault."""
     tiers: set[Tier] = msgspec.field(default_factory=set)
     """Tiers that blocks were stored to."""
+
+    def add(self, later: Applied) -> None:
+        """Add what later frames did."""
+        self.report.add(later.report)
+        self.events.update(later.events)
+        self.faults.update(later.faults)
+        self.unknown_events += later.unknown_events
+        self.cleared = later.cleared or (self.cleared and not later.faults)
+        self.tiers |= later.tiers
 
 
 class Applier:
@@ -66,8 +81,11 @@ class Applier:
         named = batch.model or model
         batch = msgspec.structs.replace(batch, model=self._model_aliases.get(named, named) if named else None)
         report = self._index.apply(target, batch)
-        for kind, count in Counter(type(event).__name__ for event in batch.events).items():
+        kinds = Counter(type(event).__name__ for event in batch.events)
+        for kind, count in kinds.items():
             self._metrics.events(target.pod, kind, count)
+        applied.events.update(kinds)
+        applied.report.add(report)
         self._metrics.applied(target.pod, report)
         if batch.timestamp_s is not None:
             self._metrics.lag(target.pod, max(0.0, time.time() - batch.timestamp_s))
@@ -89,6 +107,8 @@ class Applier:
             reason=fault.reason,
             detail=fault.detail[:200],
         )
-        if not fault.harmless:
-            applied.faults += 1
+        if fault.harmless:
+            applied.unknown_events += fault.reason == "unknown_event"
+        else:
+            applied.faults[fault.reason] += 1
             applied.cleared = False
