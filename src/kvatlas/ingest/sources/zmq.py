@@ -10,7 +10,7 @@ import contextlib
 import os
 import struct
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from socket import socket as socket_of
 
 import msgspec
@@ -49,8 +49,8 @@ class SocketLimits(msgspec.Struct, frozen=True):
     """Reconnects back off exponentially between the two."""
 
 
-class ZmqSource:
-    """A SUB socket connected to one engine's rank. SourceError from ``run`` if the endpoint is none."""
+class _Subscriber:
+    """A SUB socket with a monitor, while it is needed."""
 
     def __init__(
         self,
@@ -71,22 +71,39 @@ class ZmqSource:
     def name(self) -> str:
         return self._endpoint
 
-    async def run(self, sink: Sink) -> None:
+    @contextlib.contextmanager
+    def _open(self, link_events: int) -> Iterator[tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]]:
+        """Yield the socket, neither bound nor connected yet, and the monitor of its link events."""
+        limits = self._limits
         socket = self._context.socket(zmq.SUB)
         try:
-            _prepare(socket, self._topic_filter, self._limits)
-            socket.set(zmq.IPV6, 1)
-            monitor = socket.get_monitor_socket(_LINK_EVENTS)
-            try:
-                socket.connect(self._endpoint)
-            except zmq.ZMQError as error:
-                raise SourceError(self._endpoint, str(error), "an engine's address is like tcp://10.0.0.7:5557") from error
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._receive(socket, sink))
-                tasks.create_task(self._watch_link(monitor, sink))
+            socket.set(zmq.RCVHWM, limits.receive_high_water_mark)
+            socket.set(zmq.MAXMSGSIZE, limits.frame_bytes_max)
+            socket.set(zmq.RECONNECT_IVL, int(limits.reconnect_min_s * 1000))
+            socket.set(zmq.RECONNECT_IVL_MAX, int(limits.reconnect_max_s * 1000))
+            socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+            socket.set(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+            socket.set_string(zmq.SUBSCRIBE, self._topic_filter)
+            yield socket, socket.get_monitor_socket(link_events)
         finally:
             socket.disable_monitor()
             socket.close(linger=0)
+
+
+class ZmqSource(_Subscriber):
+    """A SUB socket connected to one engine's rank. SourceError from ``run`` if the endpoint is none."""
+
+    async def run(self, sink: Sink) -> None:
+        with self._open(_LINK_EVENTS) as (socket, monitor):
+            socket.set(zmq.IPV6, 1)
+            try:
+                socket.connect(self._endpoint)
+            except zmq.ZMQError as error:
+                remedy = "an engine's address is like tcp://10.0.0.7:5557"
+                raise SourceError(self._endpoint, str(error), remedy) from error
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._receive(socket, sink))
+                tasks.create_task(self._watch_link(monitor, sink))
 
     async def _receive(self, socket: zmq.asyncio.Socket, sink: Sink) -> None:
         while True:
@@ -101,7 +118,7 @@ class ZmqSource:
                 sink.disconnected(self._origin)
 
 
-class ZmqCentralSource:
+class ZmqCentralSource(_Subscriber):
     """A SUB socket bound to an address that engines connect to.
 
     Each peer address is an origin of its own: when its last connection ends, its streams are known to be cut off. Engines
@@ -118,27 +135,16 @@ class ZmqCentralSource:
         topic_filter: str = "",
         limits: SocketLimits | None = None,
     ) -> None:
-        self._context = context
-        self._endpoint = endpoint
-        self._origin = origin
-        self._topic_filter = topic_filter
-        self._limits = limits or SocketLimits()
+        super().__init__(context, endpoint, origin, topic_filter=topic_filter, limits=limits)
         self._peers: dict[str, Origin] = {}
         self._connections: dict[int, str] = {}
         """Peer address by file descriptor."""
         self.bound_endpoint: str | None = None
         """The real address after binding to port 0."""
 
-    @property
-    def name(self) -> str:
-        return self._endpoint
-
     async def run(self, sink: Sink) -> None:
-        socket = self._context.socket(zmq.SUB)
-        try:
-            _prepare(socket, self._topic_filter, self._limits)
+        with self._open(_PEER_EVENTS) as (socket, monitor):
             socket.set(zmq.IPV6, "[" in self._endpoint)
-            monitor = socket.get_monitor_socket(_PEER_EVENTS)
             try:
                 socket.bind(self._endpoint)
             except zmq.ZMQError as error:
@@ -148,9 +154,6 @@ class ZmqCentralSource:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._receive(socket, sink))
                 tasks.create_task(self._watch_peers(monitor, sink))
-        finally:
-            socket.disable_monitor()
-            socket.close(linger=0)
 
     async def _receive(self, socket: zmq.asyncio.Socket, sink: Sink) -> None:
         while True:
@@ -183,16 +186,6 @@ class ZmqCentralSource:
             address = self._connections.pop(descriptor, None)
             if address is not None and address not in self._connections.values():
                 sink.disconnected(self._peer(address))
-
-
-def _prepare(socket: zmq.asyncio.Socket, topic_filter: str, limits: SocketLimits) -> None:
-    socket.set(zmq.RCVHWM, limits.receive_high_water_mark)
-    socket.set(zmq.MAXMSGSIZE, limits.frame_bytes_max)
-    socket.set(zmq.RECONNECT_IVL, int(limits.reconnect_min_s * 1000))
-    socket.set(zmq.RECONNECT_IVL_MAX, int(limits.reconnect_max_s * 1000))
-    socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-    socket.set(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
-    socket.set_string(zmq.SUBSCRIBE, topic_filter)
 
 
 def _peer_of(descriptor: int) -> str | None:
