@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs proto clean
+.PHONY: help demo test lint check bench docs proto clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,11 +23,14 @@ demo: $(DEMO_VENV)/.installed ## Install kvatlas and show it at work on two reco
 test: $(VENV)/.installed ## Run the tests. TEST_ARGS="tests/unit -k keys" runs some of them.
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
-check: $(VENV)/.installed ## All that CI checks: formatting, lint, types, then the tests.
+lint: $(VENV)/.installed ## Formatting, lint, types, and that generated code and pages are current.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python proto/generate.py --check
+	$(BIN)/python docs/generate.py --check
+
+check: lint test ## All that CI checks but the demo: lint, then the tests.
 
 bench: $(VENV)/.installed ## Run a benchmark; BENCH_ARGS="NAME [--quick] [--json]".
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
