@@ -206,21 +206,25 @@ class Ingestor:
 
     # -- streams --------------------------------------------------------------------------------------------------------
 
-    def _entry(self, origin: Origin, frame: Frame) -> _StreamTask | None:
-        topic_pod, topic_model = parse_topic(frame.topic)
-        pod = origin.pod or topic_pod or origin.fallback_pod
-        rank = peek_header(frame.payload).dp_rank
+    def _stream_of(self, origin: Origin, frame: Frame) -> Stream | None:
+        pod = origin.pod or parse_topic(frame.topic)[0] or origin.fallback_pod
         if pod is None:
+            return None
+        rank = peek_header(frame.payload).dp_rank
+        return Stream(pod, rank if rank is not None else origin.dp_rank or DpRank(0))
+
+    def _entry(self, origin: Origin, frame: Frame) -> _StreamTask | None:
+        stream = self._stream_of(origin, frame)
+        if stream is None:
             self.malformed(origin, f"topic {frame.topic[:80]!r} names no pod: set pod in zmq.engines")
             return None
-        stream = Stream(pod, rank if rank is not None else origin.dp_rank or DpRank(0))
         entry = self._streams.get(stream)
         if entry is None:
             if len(self._streams) >= self._limits.streams_max:
                 self._metrics.frame("other", "refused")
-                log.error("too many streams: frame refused", pod=pod, streams_max=self._limits.streams_max)
+                log.error("too many streams: frame refused", pod=stream.pod, streams_max=self._limits.streams_max)
                 return None
-            entry = self._open(stream, origin, origin.model or topic_model)
+            entry = self._open(stream, origin, origin.model or parse_topic(frame.topic)[1])
         return entry
 
     def _open(self, stream: Stream, origin: Origin, model: str | None) -> _StreamTask:
@@ -323,18 +327,28 @@ class Ingestor:
     # -- from other threads ---------------------------------------------------------------------------------------------
 
     def publish(self, origin: Origin, frame: Frame) -> None:
-        """Take a frame from this process. RequestError when the stream's queue is full or the ingest is not running."""
-        taken: bool = self._call(self._publish(origin, frame)).result(timeout=10)
-        if not taken:
-            raise RequestError("frame", "its stream's queue is full", "wait and send it again")
+        """Take a frame from this process. RequestError when the stream's queue is full or the ingest is not running.
 
-    async def _publish(self, origin: Origin, frame: Frame) -> bool:
+        Costs a round trip to the loop for a stream's first frame only.
+        """
+        stream = self._stream_of(origin, frame)
+        if stream is None:
+            raise RequestError("pod", "neither topic nor request names the pod of this frame", "name it")
+        loop = self._running_loop()
+        entry = self._streams.get(stream)
+        if entry is None:
+            entry = self._call(self._opened(origin, frame)).result(timeout=10)
+        if entry.origin.decoder != origin.decoder:
+            raise RequestError("decoder", f"{stream} is read as {entry.origin.decoder!r}", "send all its frames in one format")
+        if not entry.worker.reserve():
+            raise RequestError("frame", "its stream's queue is full", "wait and send it again")
+        loop.call_soon_threadsafe(entry.worker.offer_reserved, frame)
+
+    async def _opened(self, origin: Origin, frame: Frame) -> _StreamTask:
         entry = self._entry(origin, frame)
         if entry is None:
-            raise RequestError("pod", "neither topic nor request names the pod of this frame", "name it")
-        if entry.worker.queue_depth >= self._limits.worker.queue_frames_max:
-            return False  # the sender is told, so nothing is lost
-        return entry.worker.offer(frame)
+            raise RequestError("pod", f"{self._limits.streams_max} streams are followed already", "raise ingest.streamsMax")
+        return entry
 
     def sync(self, timeout_s: float = 10.0) -> bool:
         """Ask every engine for what it has published by now and apply it. False if one could not be asked. TimeoutError."""
@@ -356,8 +370,14 @@ class Ingestor:
         """Return the workers of all streams, for reading their figures."""
         return [entry.worker for entry in list(self._streams.values())]
 
-    def _call(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None or self._thread is None or not self._thread.is_alive():
-            work.close()
             raise RequestError("indexer", "event ingest is not running", "call start() first")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return self._loop
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._running_loop())
+        except RequestError:
+            work.close()
+            raise

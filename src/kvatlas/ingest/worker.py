@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -81,6 +82,8 @@ class StreamWorker:
         self._tracker = SequenceTracker(timestamp_of)
         self._trust = StreamTrust(stream, self._tracker, index, metrics, source, drop_when_stale=limits.drop_when_stale)
         self._queue: deque[Frame] = deque()
+        self._reserving = threading.Lock()
+        self._reserved = 0
         self._ready: list[Frame] = []
         """Judged, to be applied together."""
         self._checks: list[asyncio.Future[bool]] = []
@@ -104,6 +107,21 @@ class StreamWorker:
             self._trust.overflowed = True
             self._trust.show()
         return False
+
+    def reserve(self) -> bool:
+        """Take a place in the queue for a frame that :meth:`offer_reserved` brings later. From any thread."""
+        with self._reserving:
+            if len(self._queue) + self._reserved >= self._limits.queue_frames_max:
+                return False
+            self._reserved += 1
+            return True
+
+    def offer_reserved(self, frame: Frame) -> None:
+        """Queue a frame whose place was reserved."""
+        with self._reserving:
+            self._reserved -= 1
+        self._queue.append(frame)
+        self._rouse()
 
     def link_up(self) -> None:
         """The engine is reachable (again): check what was missed."""
@@ -150,7 +168,7 @@ class StreamWorker:
     @property
     def queue_depth(self) -> int:
         """Frames received and not applied."""
-        return len(self._queue) + len(self._ready)
+        return len(self._queue) + self._reserved + len(self._ready)
 
     @property
     def next_seq(self) -> int | None:
