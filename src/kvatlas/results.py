@@ -95,6 +95,9 @@ class PodStatus(msgspec.Struct, frozen=True):
     queue_depth: int
     gaps: int
     replays: int
+    """Replays that brought frames: after a gap, at first contact, or found by an audit."""
+    replay_answers: bool | None
+    """Whether the engine answered the last question for frames; None without a replay endpoint, or before the first."""
     restarts: int
     last_event_age_s: float | None
     source: str

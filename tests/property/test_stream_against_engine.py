@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from kvatlas.config import Config, KeySettings
 from kvatlas.indexer import Indexer
 from kvatlas.ingest.apply import Applier
-from kvatlas.ingest.decode import peek_header
 from kvatlas.ingest.decode.vllm import VllmDecoder
 from kvatlas.ingest.worker import StreamWorker, WorkerLimits
 from kvatlas.observe.metrics import Metrics
@@ -64,7 +63,8 @@ class Channel:
             if self.drop:
                 self.drop -= 1
                 self.tail_lost = True
-            elif self.swap and self.held is None:
+            elif self.swap and self.held is None and self.history:
+                # never a process's first frame: overtaken by its second one, it looks like the start of yet another process
                 self.held = frame
                 self.tail_lost = True
             else:
@@ -172,15 +172,14 @@ async def run(steps: list[tuple[str, int]], *, replay: bool, buffer_frames: int,
     with ThreadPoolExecutor(1) as executor:
         worker = StreamWorker(
             Stream(PodId(engine.pod)),
-            model=engine.model,
             decoder=VllmDecoder(),
             applier=Applier(indexer.index, metrics),
             index=indexer.index,
             metrics=metrics,
             executor=executor,
             replayer=engine if replay else None,
-            timestamp_of=lambda payload: peek_header(payload).timestamp_s,
-            limits=WorkerLimits(drop_when_stale=drop_when_stale, replay_trusted_frames=1),
+            model_of=lambda frame: engine.model,
+            limits=WorkerLimits(drop_when_stale=drop_when_stale, replay_trusted_frames=1, replay_backoff_s=0.0),
             source="test",
         )
         task = asyncio.create_task(worker.run())

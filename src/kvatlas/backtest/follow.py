@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from kvatlas.index import Index
 from kvatlas.ingest.apply import Applied, Applier
-from kvatlas.ingest.decode import Decoder, peek_header
+from kvatlas.ingest.decode import Decoder
 from kvatlas.ingest.sequence import SequenceTracker, Verdict
 from kvatlas.ingest.trust import StreamTrust
 from kvatlas.observe.metrics import Metrics
 from kvatlas.types import Frame, StaleReason, Stream
+
+REMEMBERED_FRAMES = 65_536
+"""More than live: a capture and the replay of the same engine may be given together."""
 
 
 class StreamFollower:
@@ -21,7 +24,7 @@ class StreamFollower:
         """In gaps, and before the first frame."""
         self._stream = stream
         self._applier = applier
-        self._tracker = SequenceTracker(lambda payload: peek_header(payload).timestamp_s)
+        self._tracker = SequenceTracker(REMEMBERED_FRAMES)
         self._trust = StreamTrust(stream, self._tracker, index, metrics, "capture", drop_when_stale=False)
         self._trust.show()
 
@@ -39,7 +42,7 @@ class StreamFollower:
 
     def _admit(self, seq: int, payload: bytes) -> bool:
         verdict = self._tracker.judge(seq, payload)
-        if verdict is Verdict.RESTART:
+        if verdict in (Verdict.RESTART, Verdict.OLD):
             self._trust.engine_restarted()
             verdict = self._tracker.judge(seq, payload)
         if verdict is Verdict.DUPLICATE:

@@ -86,7 +86,7 @@ class EngineSample:
     def _in_order(self, rank: DpRank | None, seq: int, payload: bytes) -> bool:
         """Note what the sequence number says; False for a repeated frame."""
         if rank not in self._trackers:
-            self._trackers[rank] = SequenceTracker(lambda payload: peek_header(payload).timestamp_s)
+            self._trackers[rank] = SequenceTracker()
             self._trackers[rank].reset(seq)
             self.first_seq = seq if self.first_seq is None else min(self.first_seq, seq)
         tracker = self._trackers[rank]

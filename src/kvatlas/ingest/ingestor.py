@@ -34,6 +34,9 @@ log = get_logger("kvatlas.ingest")
 
 T = TypeVar("T")
 
+POD_NAME_CHARACTERS_MAX = 512
+"""Names go into metrics, logs and answers."""
+
 SourceFactory = Callable[[zmq.asyncio.Context], EventSource]
 
 
@@ -140,7 +143,7 @@ class Ingestor:
             problem = next((cause for cause in causes if isinstance(cause, SourceError)), None)
             self._failure = problem or SourceError(source.name, repr(causes[0]), "see the log for where it failed")
             self._metrics.connection(source.name, "failed")
-            log.exception("source failed", source=source.name, error=str(self._failure))
+            log.error("source failed", source=source.name, error=str(self._failure), exc_info=problem is None)  # noqa: TRY400
 
     @property
     def running(self) -> bool:
@@ -208,7 +211,7 @@ class Ingestor:
 
     def _stream_of(self, origin: Origin, frame: Frame) -> Stream | None:
         pod = origin.pod or parse_topic(frame.topic)[0] or origin.fallback_pod
-        if pod is None:
+        if pod is None or len(pod) > POD_NAME_CHARACTERS_MAX:
             return None
         rank = peek_header(frame.payload).dp_rank
         return Stream(pod, rank if rank is not None else origin.dp_rank or DpRank(0))
@@ -216,7 +219,7 @@ class Ingestor:
     def _entry(self, origin: Origin, frame: Frame) -> _StreamTask | None:
         stream = self._stream_of(origin, frame)
         if stream is None:
-            self.malformed(origin, f"topic {frame.topic[:80]!r} names no pod: set pod in zmq.engines")
+            self.malformed(origin, f"topic {frame.topic[:80]!r} names no pod (or one too long): set pod in zmq.engines")
             return None
         entry = self._streams.get(stream)
         if entry is None:
@@ -224,21 +227,20 @@ class Ingestor:
                 self._metrics.frame("other", "refused")
                 log.error("too many streams: frame refused", pod=stream.pod, streams_max=self._limits.streams_max)
                 return None
-            entry = self._open(stream, origin, origin.model or parse_topic(frame.topic)[1])
+            entry = self._open(stream, origin)
         return entry
 
-    def _open(self, stream: Stream, origin: Origin, model: str | None) -> _StreamTask:
+    def _open(self, stream: Stream, origin: Origin) -> _StreamTask:
         endpoint = origin.replay_endpoint_of(stream)
         worker = StreamWorker(
             stream,
-            model=model,
             decoder=self._decoder(origin.decoder),
             applier=self._applier,
             index=self._index,
             metrics=self._metrics,
             executor=self._executor,
             replayer=self._replayer(endpoint) if endpoint else None,
-            timestamp_of=lambda payload: peek_header(payload).timestamp_s,
+            model_of=lambda frame: origin.model or parse_topic(frame.topic)[1],
             limits=self._limits.worker,
             source=origin.source,
         )
@@ -248,7 +250,7 @@ class Ingestor:
         self._by_origin.setdefault(origin, set()).add(stream)
         self._silent.pop(origin, None)
         self._index.mark(stream, worker.stale)
-        log.info("stream found", pod=stream.pod, dp_rank=stream.dp_rank, model=model, source=origin.source)
+        log.info("stream found", pod=stream.pod, dp_rank=stream.dp_rank, source=origin.source)
         return entry
 
     def _move(self, entry: _StreamTask, origin: Origin) -> None:
@@ -322,7 +324,7 @@ class Ingestor:
 
     def _audit_due(self, entry: _StreamTask, now_s: float) -> bool:
         interval_s = self._limits.audit_interval_s
-        return interval_s > 0 and entry.worker.can_replay and entry.worker.idle and now_s - entry.audited_s >= interval_s
+        return interval_s > 0 and entry.worker.can_be_audited and now_s - entry.audited_s >= interval_s
 
     # -- from other threads ---------------------------------------------------------------------------------------------
 

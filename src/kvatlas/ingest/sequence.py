@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 from array import array
-from collections.abc import Callable
 
 import xxhash
 
@@ -24,23 +23,20 @@ class Verdict(enum.Enum):
     DUPLICATE = "duplicate"
     GAP = "gap"
     RESTART = "restart"
+    OLD = "old"
+    """Too low, and too old to be remembered: a repeated frame or a restart, and the numbers can't tell."""
 
 
 class SequenceTracker:
     """Follows one stream's numbers. ``next_seq`` None: nothing has been seen, so frame 0 must come first."""
 
-    def __init__(self, timestamp_of: Callable[[bytes], float | None] = lambda payload: None) -> None:
+    def __init__(self, remembered_frames: int = REMEMBERED_FRAMES) -> None:
         self.next_seq: int | None = None
-        self._timestamp_of = timestamp_of
         self._first = 0
-        self._digests = array("Q", bytes(8 * REMEMBERED_FRAMES))
-        self._last_payload = b""
+        self._digests = array("Q", bytes(8 * remembered_frames))
 
     def judge(self, seq: int, payload: bytes) -> Verdict:
-        """Say what a frame is. Changes nothing.
-
-        A frame older than is remembered is told by the engine's clock: from before the last frame it is a repetition.
-        """
+        """Say what a frame is. Changes nothing."""
         expected = self.next_seq or 0
         if seq == expected:
             return Verdict.NEXT
@@ -48,23 +44,21 @@ class SequenceTracker:
             return Verdict.GAP
         remembered = self.remembers(seq, payload)
         if remembered is None:
-            then_s, last_s = self._timestamp_of(payload), self._timestamp_of(self._last_payload)
-            remembered = then_s is not None and last_s is not None and then_s <= last_s
+            return Verdict.OLD
         return Verdict.DUPLICATE if remembered else Verdict.RESTART
 
     def accept(self, seq: int, payload: bytes) -> None:
         """Note a frame as seen; the next one is ``seq + 1``."""
         if self.next_seq is None or seq != self.next_seq:
             self._first = seq
-        self._digests[seq % REMEMBERED_FRAMES] = xxhash.xxh3_64_intdigest(payload)
+        self._digests[seq % len(self._digests)] = xxhash.xxh3_64_intdigest(payload)
         self.next_seq = seq + 1
-        self._last_payload = payload
 
     def remembers(self, seq: int, payload: bytes) -> bool | None:
         """Tell whether frame ``seq`` had these bytes; None if it is not remembered."""
-        if self.next_seq is None or not max(self._first, self.next_seq - REMEMBERED_FRAMES) <= seq < self.next_seq:
+        if self.next_seq is None or not max(self._first, self.next_seq - len(self._digests)) <= seq < self.next_seq:
             return None
-        return self._digests[seq % REMEMBERED_FRAMES] == xxhash.xxh3_64_intdigest(payload)
+        return self._digests[seq % len(self._digests)] == xxhash.xxh3_64_intdigest(payload)
 
     def replay_from(self) -> int:
         """Return where a replay has to start: at the last frame seen, to check that the engine is still the same."""
@@ -74,4 +68,3 @@ class SequenceTracker:
         """Forget all frames; ``next_seq`` is expected now."""
         self.next_seq = next_seq
         self._first = next_seq or 0
-        self._last_payload = b""

@@ -37,6 +37,8 @@ BATCH_FRAMES = 64
 REPLAY_ROUNDS_MAX = 1000
 """A replay that loses frames on the way is asked for again as long as it brings new ones, up to this often."""
 
+REPLAY_BACKOFF_MAX_S = 60.0
+
 _HEALED_BY_REPLAY = frozenset({StaleReason.GAP, StaleReason.QUEUE_FULL, StaleReason.DISCONNECTED})
 
 
@@ -47,6 +49,8 @@ class WorkerLimits(msgspec.Struct, frozen=True):
     replay_trusted_frames: int = 500
     """A replay of more frames may have lost its last ones without a trace (an engine's ROUTER drops what its queue, 1,000 by
     default, does not hold): it is asked for again, until one brings fewer."""
+    replay_backoff_s: float = 5.0
+    """An engine that did not answer is left alone for this long, doubled with each failure, up to REPLAY_BACKOFF_MAX_S."""
 
 
 class StreamWorker:
@@ -56,22 +60,24 @@ class StreamWorker:
         self,
         stream: Stream,
         *,
-        model: str | None,
         decoder: Decoder,
         applier: Applier,
         index: Index,
         metrics: Metrics,
         executor: Executor,
         replayer: Replayer | None,
-        timestamp_of: Callable[[bytes], float | None],
+        model_of: Callable[[Frame], str | None],
         limits: WorkerLimits,
         source: str,
     ) -> None:
         self.stream = stream
-        self.model = model
+        self.model: str | None = None
+        """As the last frame named it."""
         self.source = source
         self.gaps = 0
         self.replays = 0
+        self.replay_answers: bool | None = None
+        """Whether the engine answered the last question for frames; None before the first one."""
         self.disconnected_since_s: float | None = None
         self._decoder = decoder
         self._applier = applier
@@ -79,7 +85,8 @@ class StreamWorker:
         self._executor = executor
         self._replayer = replayer
         self._limits = limits
-        self._tracker = SequenceTracker(timestamp_of)
+        self._model_of = model_of
+        self._tracker = SequenceTracker()
         self._trust = StreamTrust(stream, self._tracker, index, metrics, source, drop_when_stale=limits.drop_when_stale)
         self._queue: deque[Frame] = deque()
         self._reserving = threading.Lock()
@@ -88,7 +95,13 @@ class StreamWorker:
         """Judged, to be applied together."""
         self._checks: list[asyncio.Future[bool]] = []
         self._check_wanted = False
-        self._taken_since_link_up = False
+        self._question: asyncio.Task[None] | None = None
+        self._replay_failures = 0
+        self._replay_again_s = 0.0
+        self._queued_before_replay = 0
+        """How many frames at the head of the queue had arrived before the last replay ended."""
+        self._taken_in_doubt = False
+        """Frames were taken after a reconnect that nobody could check: they may have been another process's."""
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
@@ -125,12 +138,15 @@ class StreamWorker:
 
     def link_up(self) -> None:
         """The engine is reachable (again): check what was missed."""
-        if not self._trust.connected:
-            self._trust.connected = True
-            self._trust.verified = False
-            self._taken_since_link_up = False
-            self.disconnected_since_s = None
-        self._check_wanted = True
+        self._replay_failures, self._replay_again_s = 0, 0.0
+        if self._trust.connected:
+            self.check()
+            return
+        self._trust.connected = True
+        self._trust.verified = False
+        self._taken_in_doubt = False
+        self.disconnected_since_s = None
+        self._check_wanted = True  # before any frame is taken: which process it is of has to be known
         self._rouse()
 
     def link_down(self, now_s: float) -> None:
@@ -146,9 +162,48 @@ class StreamWorker:
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._checks.append(done)
-        self._check_wanted = True
-        self._rouse()
+        if self._replayer is None or not self._trust.connected or not self._trust.verified:
+            self._check_wanted = True
+            self._rouse()
+        elif self._question is None:
+            self._question = asyncio.create_task(self._ask())
         return done
+
+    async def _ask(self) -> None:
+        """Ask whether there is anything to replay, beside the frames that are being taken; only then they have to wait."""
+        try:
+            if asyncio.get_running_loop().time() < self._replay_again_s:
+                self._resolve_checks(False)
+            elif await self._engine_has_more() or self._trust.flaw in _HEALED_BY_REPLAY:
+                self._check_wanted = True
+                self._rouse()
+            else:
+                await self.settled()
+                self._resolve_checks(True)
+        except (TimeoutError, OSError) as error:
+            self._replay_failed(error, 0)
+            self._resolve_checks(False)
+        finally:
+            self._question = None
+
+    async def _engine_has_more(self) -> bool:
+        assert self._replayer is not None
+        start = self._tracker.replay_from()
+        heard = False
+        async with contextlib.aclosing(self._replayer.replay(start)) as frames:
+            async for frame in frames:
+                heard = True
+                assert frame.seq is not None
+                if self._tracker.remembers(frame.seq, frame.payload) is not True:
+                    return True
+        self._replay_answered()
+        return not heard and bool(self._tracker.next_seq)
+
+    def _resolve_checks(self, answered: bool) -> None:
+        waiting, self._checks = self._checks, []
+        for done in waiting:
+            if not done.done():
+                done.set_result(answered)
 
     def _rouse(self) -> None:
         self._settled.clear()
@@ -189,6 +244,11 @@ class StreamWorker:
         return not (self._trust.resyncing or self._trust.overflowed)
 
     @property
+    def can_be_audited(self) -> bool:
+        """True when a check would find a quiet stream, and none is under way."""
+        return self._replayer is not None and self._question is None and self.idle
+
+    @property
     def can_replay(self) -> bool:
         return self._replayer is not None
 
@@ -196,18 +256,22 @@ class StreamWorker:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue or self._check_wanted or self._trust.overflowed:
-                if self._trust.overflowed:
-                    await self._recover_from_overflow()
-                elif self._check_wanted:
-                    await self._answer_checks()
-                else:
-                    await self._take_queued()
-            if not self._wake.is_set():
-                self._settled.set()
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._queue or self._check_wanted or self._trust.overflowed:
+                    if self._trust.overflowed:
+                        await self._recover_from_overflow()
+                    elif self._check_wanted:
+                        await self._answer_checks()
+                    else:
+                        await self._take_queued()
+                if not self._wake.is_set():
+                    self._settled.set()
+        finally:
+            if self._question is not None:
+                self._question.cancel()
 
     async def _take_queued(self) -> None:
         """Take what has arrived, and apply it."""
@@ -217,18 +281,21 @@ class StreamWorker:
 
     async def _take(self, frame: Frame) -> None:
         """Judge one live frame and do what it asks for."""
+        arrived_before_replay = self._queued_before_replay > 0
+        self._queued_before_replay -= arrived_before_replay
         if frame.seq is None:
             await self._make_ready(frame)
             return
+        await self._heed_model(frame)
         verdict = self._tracker.judge(frame.seq, frame.payload)
-        if verdict is Verdict.RESTART:
+        if verdict is Verdict.OLD and (arrived_before_replay or self._fills_known_gap(frame.seq)):
+            verdict = Verdict.DUPLICATE
+        if verdict in (Verdict.RESTART, Verdict.OLD):
             await self._flush()
-            if not await self._resync():
-                self._trust.engine_restarted()
-                if self._taken_since_link_up:  # some of those may have been the new process's: they are dropped too
-                    self._trust.spoil(self._history_lost, until_replayed=True)
+            if not await self._resync(missed=True):
+                self._restart_unseen()
             verdict = self._tracker.judge(frame.seq, frame.payload)
-            if verdict is Verdict.RESTART:  # a replay has shown that the engine is the same: an old frame came late
+            if verdict in (Verdict.RESTART, Verdict.OLD):  # a replay has shown that the engine is the same: it came late
                 verdict = Verdict.DUPLICATE
         if verdict is Verdict.GAP:
             await self._flush()
@@ -238,6 +305,24 @@ class StreamWorker:
         else:
             self._metrics.frame(self.stream.pod, "duplicate")
 
+    def _fills_known_gap(self, seq: int) -> bool:
+        """A frame that is late in a stream that is stale for want of it helps no more; a restarted engine begins with 0."""
+        return self._replayer is None and self._trust.flaw is not None and seq > 0
+
+    async def _heed_model(self, frame: Frame) -> None:
+        """A pod that serves another model than before is another process."""
+        model = self._model_of(frame)
+        if model is not None and self.model is not None and model != self.model:
+            await self._flush()
+            self._restart_unseen()
+
+    def _restart_unseen(self) -> None:
+        """The engine must have restarted, and no replay can tell since when."""
+        in_doubt, self._taken_in_doubt = self._taken_in_doubt, False
+        self._trust.engine_restarted()
+        if in_doubt:  # some of the frames taken may have been the new process's: they are dropped too
+            self._trust.spoil(self._history_lost, until_replayed=True)
+
     async def _bridge_gap(self, seq: int, payload: bytes) -> Verdict:
         """Return what the frame is after a replay: a duplicate, or the next; without one, the stream is stale from here."""
         first_contact = self._tracker.next_seq is None
@@ -246,7 +331,7 @@ class StreamWorker:
             self.gaps += 1
             self._metrics.gap(self.stream.pod, missed)
             log.warning("frames are missing", missed=missed, seq=seq, **self._trust.names)
-        if await self._resync():
+        if await self._resync(missed=True):
             verdict = self._tracker.judge(seq, payload)
             if verdict is not Verdict.GAP:
                 return Verdict.NEXT if verdict is Verdict.NEXT else Verdict.DUPLICATE
@@ -260,42 +345,37 @@ class StreamWorker:
         return StaleReason.HISTORY_INCOMPLETE if self._replayer is None else StaleReason.GAP
 
     async def _recover_from_overflow(self) -> None:
-        """Let go of the queue where a replay can bring it again; else go on with what is there, and stay stale."""
+        """Bring by replay what the queue did not take; where that fails, go on with what it did take, and stay stale."""
         self.gaps += 1
         self._metrics.gap(self.stream.pod, 0)
-        if self._replayer is None:
-            self._trust.overflowed = False
-            self._trust.spoil(StaleReason.QUEUE_FULL)
-            return
-        self._queue.clear()
         self._trust.overflowed = False
-        if not await self._resync():
+        if not await self._resync(missed=True):
             self._trust.spoil(StaleReason.QUEUE_FULL)
+            await self._take_queued()
 
     async def _answer_checks(self) -> None:
         self._check_wanted = False
-        waiting, self._checks = self._checks, []
-        await self._take_queued()  # what has arrived need not be replayed
+        if self._trust.verified:
+            await self._take_queued()  # what has arrived need not be replayed
         answered = self._trust.connected and await self._resync()
         if self._trust.connected and not self._trust.verified:
             self._trust.spoil(StaleReason.DISCONNECTED)  # which process the next frames are of can't be told
-        for done in waiting:
-            if not done.done():
-                done.set_result(answered)
+        self._resolve_checks(answered)
 
     # -- replay -------------------------------------------------------------------------------------------------------
 
-    async def _resync(self) -> bool:
+    async def _resync(self, *, missed: bool = False) -> bool:
         """Bring the stream up to what the engine has published. False where that can't be done or failed.
 
-        Suspect entries go as soon as a replay from frame 0 begins to arrive.
+        ``missed``: frames are known to be missing, so the stream is not exact until this has ended. Suspect entries go as
+        soon as a replay from frame 0 begins to arrive.
         """
-        if self._replayer is None:
+        if self._replayer is None or asyncio.get_running_loop().time() < self._replay_again_s:
             return False
         from_scratch = self._trust.flaw in _HEALED_BY_REPLAY
         taken = 0
         again = True
-        if from_scratch or self._tracker.next_seq is None:
+        if missed or from_scratch or self._tracker.next_seq is None:
             self._show_resyncing()
         try:
             for _ in range(REPLAY_ROUNDS_MAX):
@@ -305,11 +385,13 @@ class StreamWorker:
                 from_scratch = False
                 taken += frames
         except (TimeoutError, OSError) as error:
-            self._metrics.replay(self.stream.pod, "timeout", taken)
-            log.warning("replay failed", problem=str(error) or "no answer in time", **self._trust.names)
+            self._replay_failed(error, taken)
             return False
         else:
+            self._replay_answered()
             self._trust.verified = True
+            self._taken_in_doubt = False
+            self._queued_before_replay = len(self._queue)
             if taken:
                 self.replays += 1
                 incomplete = self._trust.flaw is StaleReason.HISTORY_INCOMPLETE
@@ -319,6 +401,19 @@ class StreamWorker:
             await self._flush()
             self._trust.resyncing = False
             self._trust.show()
+
+    def _replay_answered(self) -> None:
+        self.replay_answers = True
+        self._replay_failures, self._replay_again_s = 0, 0.0
+
+    def _replay_failed(self, error: Exception, taken: int) -> None:
+        self.replay_answers = False
+        wait_s = min(REPLAY_BACKOFF_MAX_S, self._limits.replay_backoff_s * 2**self._replay_failures)
+        self._replay_failures += 1
+        self._replay_again_s = asyncio.get_running_loop().time() + wait_s
+        self._metrics.replay(self.stream.pod, "timeout", taken)
+        problem = str(error) or "no answer in time: is the replay endpoint right?"
+        log.warning("replay failed", problem=problem, again_in_s=wait_s, **self._trust.names)
 
     async def _replay_once(self, *, from_scratch: bool) -> tuple[int, bool]:
         """Take one replay. Returns frames applied, and whether to ask again: it may have holes, or the engine had restarted.
@@ -366,10 +461,14 @@ class StreamWorker:
     # -- apply --------------------------------------------------------------------------------------------------------
 
     async def _make_ready(self, frame: Frame) -> None:
+        model = self._model_of(frame)
+        if model is not None and model != self.model:
+            await self._flush()
+            self.model = model
         self._ready.append(frame)  # before its number is known: who sees that number and an empty queue sees it applied
         if frame.seq is not None:
             self._tracker.accept(frame.seq, frame.payload)
-            self._taken_since_link_up = True
+            self._taken_in_doubt |= self._trust.flaw is StaleReason.DISCONNECTED
         if len(self._ready) >= BATCH_FRAMES:
             await self._flush()
 
