@@ -2,6 +2,7 @@
 
 app.py      all commands, and how failures are told
 options.py  options that several commands share
+columns.py  tables that fit a narrow screen
 screen.py   tables, progress and errors for people; JSON lines for programs
 client.py   HTTP requests to a running service
 stopping.py Ctrl-C as a way to end

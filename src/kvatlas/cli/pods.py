@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Group
+from rich.console import RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from kvatlas.cli.client import ServiceClient
+from kvatlas.cli.columns import Column, Gives, fitted
 from kvatlas.cli.options import DEFAULT_URL, AsJson, ServiceToken, ServiceUrl, duration
-from kvatlas.cli.screen import screen, table
+from kvatlas.cli.screen import screen, show_table
 from kvatlas.errors import RequestError
 from kvatlas.results import PodStatus
 
-WIDE = 120
-"""Columns from which on all is shown; a narrower screen has what matters most."""
+GIVING_WAY = ("source", "restarts", "replays", "gaps", "queue", "block size", "model", "state", "last event", "rank", "pod")
+"""What a narrow screen does without, the first one first. Which pods there are and whether they are stale stays."""
 
 _STATE_STYLES = {"fresh": "green", "stale": "yellow", "connecting": "dim"}
 
@@ -49,8 +50,8 @@ def pods(
         elif watch:
             _watch(client, wait_s)
         else:
-            console = screen()
-            console.print(_shown(client.pods()[0], console.width))
+            streams = client.pods()[0]
+            show_table(lambda width: _shown(streams, width))
     except KeyboardInterrupt:
         return
 
@@ -75,33 +76,37 @@ def _watch(client: ServiceClient, wait_s: float) -> None:
                 live.update(Text(str(error)), refresh=True)
 
 
-def _shown(streams: Sequence[PodStatus], width: int) -> Group:
+def _shown(streams: Sequence[PodStatus], width: int | None) -> RenderableType:
     if not streams:
         remedy = "Let engines publish to the service's event address, or name them: kvatlas serve --engine ADDRESS"
-        return Group(Text(f"No engine is known yet. {remedy}"))
-    wide = width >= WIDE
-    more = ("block size", "queue", "gaps", "replays", "restarts") if wide else ()
-    numbers = ("rank", "blocks", *more, "last event")
-    columns = ("pod", "model", *numbers, "state", *(("source",) if wide else ()))
-    shown = table("Event streams", *columns, right=numbers, whole=("pod", *numbers))
-    for stream in streams:
-        age_s = stream.last_event_age_s
-        sizes = ", ".join(map(str, stream.block_sizes_tokens))
-        details = (sizes, *map(str, (stream.queue_depth, stream.gaps, stream.replays, stream.restarts)))
-        shown.add_row(
-            stream.pod,
-            stream.model or "?",
-            str(stream.dp_rank),
-            str(stream.blocks),
-            *(details if wide else ()),
-            "" if age_s is None else f"{age_s:.1f} s",
-            Text(_state(stream), _STATE_STYLES.get(stream.state, "")),
-            *((stream.source,) if wide else ()),
-        )
-    return Group(shown)
+        return Text(f"No engine is known yet. {remedy}")
+    columns = [
+        Column("pod", [Text(stream.pod) for stream in streams], Gives.SHORTEN),
+        Column("model", [Text(stream.model or "?") for stream in streams], Gives.FOLD),
+        _number("rank", [stream.dp_rank for stream in streams]),
+        Column("blocks", [Text(str(stream.blocks)) for stream in streams], right=True),
+        _number("block size", [", ".join(map(str, stream.block_sizes_tokens)) for stream in streams]),
+        _number("queue", [stream.queue_depth for stream in streams]),
+        _number("gaps", [stream.gaps for stream in streams]),
+        _number("replays", [stream.replays for stream in streams]),
+        _number("restarts", [stream.restarts for stream in streams]),
+        _number("last event", [_age(stream.last_event_age_s) for stream in streams]),
+        Column("state", [_state(stream) for stream in streams], Gives.WRAP),
+        Column("source", [Text(stream.source) for stream in streams], Gives.DROP),
+    ]
+    order = [name for name in GIVING_WAY if name != "rank" or not any(stream.dp_rank for stream in streams)]
+    return fitted("Event streams", columns, width, order)
 
 
-def _state(stream: PodStatus) -> str:
+def _number(name: str, values: Sequence[object]) -> Column:
+    return Column(name, [Text(str(value)) for value in values], Gives.DROP, right=True)
+
+
+def _age(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.1f} s"
+
+
+def _state(stream: PodStatus) -> Text:
     reason = f": {stream.stale_reason.value}" if stream.stale_reason else ""
     orphans = f", {stream.orphans} blocks without tokens" if stream.orphans else ""
-    return stream.state + reason + orphans
+    return Text(stream.state + reason + orphans, _STATE_STYLES.get(stream.state, ""))

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kvatlas.cli.client import ServiceClient
+from kvatlas.cli.columns import Column, Gives, fitted
 from kvatlas.cli.options import DEFAULT_URL, AsJson, ServiceToken, ServiceUrl
-from kvatlas.cli.screen import screen, table
+from kvatlas.cli.screen import show_table
 from kvatlas.errors import RequestError
-from kvatlas.results import PodScore, ScoreResult
+from kvatlas.results import PodScore, PodStatus, ScoreResult
+
+GIVING_WAY = ("matched tokens", "model", "tiers (blocks)", "predicted cached", "pod")
+"""What a narrow screen does without, the first one first. Each pod's score and prediction, and whether it is stale, stays."""
 
 
 def score(
@@ -63,8 +68,9 @@ def score(
     result, answer = client.score(body)
     if json:
         sys.stdout.write(answer.decode() + "\n")
-    else:
-        screen().print(_shown(result))
+        return
+    nobody = None if result.pods else _nobody(body["model"], pods, client.pods()[0])
+    show_table(lambda width: _shown(result, nobody, width))
 
 
 def _prompt(tokens: str | None, file: Path | None, text: str | None) -> dict[str, Any]:
@@ -116,27 +122,40 @@ def _only_model(client: ServiceClient) -> str:
     return models[0]
 
 
-def _shown(result: ScoreResult) -> Group:
-    numbers = ("score", "matched tokens", "predicted cached")
-    shown = table("Pods, best first", "pod", "model", *numbers, "tiers (blocks)", "stale", right=numbers, whole=("pod",))
-    for pod in result.pods:
-        name = pod.pod if len(pod.predicted_by_rank) <= 1 else f"{pod.pod} rank {pod.dp_rank}"
-        shown.add_row(
-            name,
-            pod.model or "?",
-            f"{pod.score:.2f}",
-            str(pod.matched_tokens),
-            str(pod.predicted_cached_tokens),
-            _tiers(pod),
-            pod.stale_reason.value if pod.stale_reason else "",
-        )
-    about = (
+def _shown(result: ScoreResult, nobody: str | None, width: int | None) -> RenderableType:
+    """``nobody``: what is said instead of an empty table."""
+    about = Text(
         f"{result.prompt_tokens} prompt tokens, {result.blocks} whole blocks; {result.cache_hits} of them held by some pod "
         f"({result.coverage:.0%}). Scorer: {result.scorer}."
     )
-    if not result.pods:
-        about = "No engine is known yet; `kvatlas pods` shows what the service listens to.\n" + about
-    return Group(shown, Text(about))
+    if nobody is not None:
+        return Group(Text(nobody), about)
+    pods = result.pods
+    columns = [
+        Column("pod", [Text(_name(pod)) for pod in pods], Gives.SHORTEN),
+        Column("model", [Text(pod.model or "?") for pod in pods], Gives.FOLD),
+        Column("score", [Text(f"{pod.score:.2f}") for pod in pods], right=True),
+        Column("matched tokens", [Text(str(pod.matched_tokens)) for pod in pods], Gives.DROP, right=True),
+        Column("predicted cached", [Text(str(pod.predicted_cached_tokens)) for pod in pods], Gives.WRAP, right=True),
+        Column("tiers (blocks)", [Text(_tiers(pod)) for pod in pods], Gives.DROP),
+        Column("stale", [Text(pod.stale_reason.value if pod.stale_reason else "", "yellow") for pod in pods]),
+    ]
+    return Group(fitted("Pods, best first", columns, width, GIVING_WAY), about)
+
+
+def _name(pod: PodScore) -> str:
+    return pod.pod if len(pod.predicted_by_rank) <= 1 else f"{pod.pod} rank {pod.dp_rank}"
+
+
+def _nobody(model: str, asked: str | None, streams: Sequence[PodStatus]) -> str:
+    """Say why no pod could be scored."""
+    if not streams:
+        return "No engine is known yet; `kvatlas pods` shows what the service listens to."
+    serving = sorted({stream.pod for stream in streams if stream.model == model})
+    if serving and asked is not None:
+        return f"none of the pods {asked} serves model {model!r}; pods that do: {', '.join(serving)}"
+    seen = sorted({stream.model for stream in streams if stream.model})
+    return f"no pod serves model {model!r}; models seen: {', '.join(seen) or 'none, as no event has told one yet'}"
 
 
 def _tiers(pod: PodScore) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +18,8 @@ from kvatlas.errors import KvatlasError
 
 PIPED_WIDTH = 160
 """Columns of a table that goes to a file or another program."""
+
+UNBOUNDED = 10_000
 
 
 def screen(*, stderr: bool = False) -> Console:
@@ -33,6 +36,17 @@ def table(title: str, *columns: str, right: tuple[str, ...] = (), whole: tuple[s
         justify: Literal["right", "left"] = "right" if column in right else "left"
         made.add_column(Text(column), justify=justify, overflow="fold", no_wrap=column in whole)
     return made
+
+
+def show_table(made: Callable[[int | None], RenderableType]) -> None:
+    """Print what ``made`` returns for the screen's width; for None, any width, where it goes to a file or another program."""
+    console = screen()
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        console.print(made(console.width))
+        return
+    shown = made(None)
+    console.width = max(console.width, console.measure(shown, options=console.options.update(width=UNBOUNDED)).maximum)
+    console.print(shown)
 
 
 def show_json(value: object) -> None:
