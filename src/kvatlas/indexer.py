@@ -96,9 +96,9 @@ class Indexer:
         )
 
     def score(self, query: Query) -> ScoreResult:
-        """Score every candidate for a prompt, best first.
+        """Score every candidate for a prompt, best first: the pods that serve the model, and whoever holds something of it.
 
-        Pods of another model hold nothing of it and score 0. TokensError for bad tokens, RequestError for an unknown scorer.
+        Pods of another model are no candidates. TokensError for bad tokens, RequestError for an unknown scorer.
         """
         started_s = time.perf_counter()
         name = query.scorer or self.config.scorer
@@ -109,8 +109,11 @@ class Indexer:
         keys = self.block_keys(msgspec.structs.replace(query, token_ids=tokens))
         holdings = Holdings(self.index.lookup(keys, query.pods), self._weights)
         by_pod: dict[PodId, list[PodScore]] = {}
-        for stream in holdings.streams:
-            by_pod.setdefault(stream.pod, []).append(self._score_stream(scorer, holdings, stream, len(tokens)))
+        model = self._canonical(query.model)
+        for stream, info in holdings.streams.items():
+            scored = self._score_stream(scorer, holdings, stream, len(tokens))
+            if info.model in (None, model) or scored.score > 0:
+                by_pod.setdefault(stream.pod, []).append(scored)
         pods = sorted((_best_rank(ranks) for ranks in by_pod.values()), key=lambda pod: (-pod.score, pod.pod))
         best_blocks = max((pod.matched_blocks for pod in pods), default=0)
         self.metrics.query("score", time.perf_counter() - started_s, len(keys), best_blocks)

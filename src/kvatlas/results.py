@@ -48,7 +48,7 @@ class PodScore(msgspec.Struct, frozen=True):
 
 
 class ScoreResult(msgspec.Struct, frozen=True):
-    """All candidates, best first; equal scores are ordered by pod name."""
+    """All candidates, best first; equal scores are ordered by pod name. Empty where no pod serves the model."""
 
     pods: tuple[PodScore, ...]
     scorer: str

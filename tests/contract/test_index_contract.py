@@ -360,6 +360,13 @@ def test_a_promise_of_what_is_held_changes_nothing_and_promises_are_bounded(make
     assert index.stats().speculative == 3
 
 
+def test_a_promise_to_a_stream_that_was_not_heard_of_lists_it(index: Index) -> None:
+    index.promise(TWO, keys_of("a"), 2.0)
+    assert set(index.lookup(keys_of("ab")).streams) == {TWO}
+    assert set(index.lookup(keys_of("b")).streams) == set()
+    assert index.stats().streams == 0
+
+
 def test_a_promise_may_be_renewed(index: Index, clock: Clock) -> None:
     index.promise(ONE, keys_of("a"), 2.0)
     clock.now_s = 1.5

@@ -287,6 +287,60 @@ async def test_a_stream_whose_replay_hangs_holds_up_no_other() -> None:
         context.destroy(linger=0)
 
 
+@asynccontextmanager
+async def silent_replay_endpoint() -> AsyncIterator[str]:
+    """An endpoint that takes requests and never answers."""
+    context = zmq.asyncio.Context()
+    router = context.socket(zmq.ROUTER)
+    try:
+        yield f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}"
+    finally:
+        context.destroy(linger=0)
+
+
+async def test_live_frames_do_not_wait_for_an_audit_that_gets_no_answer() -> None:
+    engine = ModelEngine(capacity=1000)
+    async with published(engine, replay=None) as publisher, silent_replay_endpoint() as silent:
+        settings = EngineSettings(endpoint=publisher.endpoint, replay_endpoint=silent)
+        with watching(settings, audit_interval=Seconds(0.1), replay_timeout=Seconds(60)) as indexer:
+            await publisher.wait_for_subscriber()
+            for i in range(20):
+                await publish(publisher, engine, [i] * 9)
+                await until(lambda i=i: fresh(indexer, 2 * (i + 1)), timeout_s=5)
+                await asyncio.sleep(0.02)
+
+
+async def test_a_gap_shows_at_once_and_an_endpoint_that_never_answers_holds_nothing_up_for_long() -> None:
+    engine = ModelEngine(capacity=1000)
+    async with published(engine, replay=None) as publisher, silent_replay_endpoint() as silent:
+        settings = EngineSettings(endpoint=publisher.endpoint, replay_endpoint=silent)
+        with watching(settings, replay_timeout=Seconds(0.5)) as indexer:
+            await publisher.wait_for_subscriber()
+            await publish(publisher, engine, PROMPT)
+            await until(lambda: fresh(indexer, 3))
+            engine.request([8] * 9)
+            await publish(publisher, engine, [9] * 9)
+            await until(lambda: stale_as(indexer) == "resyncing", timeout_s=0.4)
+            await until(lambda: stale_as(indexer) == "gap")
+            assert only_pod(indexer).replay_answers is False
+            assert indexer.ready() == (True, "ok")
+            for i in range(10):  # the next gaps don't wait for it again
+                engine.request([20 + i] * 9)
+                await publish(publisher, engine, [40 + i] * 9)
+            await until(lambda: only_pod(indexer).next_seq == len(engine.frames), timeout_s=0.45)
+
+
+async def test_a_full_queue_is_kept_where_replay_fails() -> None:
+    engine = ModelEngine(capacity=10_000)
+    async with published(engine, replay=None) as publisher, silent_replay_endpoint() as silent:
+        settings = EngineSettings(endpoint=publisher.endpoint, replay_endpoint=silent)
+        with watching(settings, queue_frames=50, replay_timeout=Seconds(0.2)) as indexer:
+            await publisher.wait_for_subscriber()
+            await publish(publisher, engine, *([i] * 9 for i in range(1, 300)))
+            await until(lambda: only_pod(indexer) is not None and only_pod(indexer).queue_depth == 0)
+            assert only_pod(indexer).blocks >= 100
+
+
 async def test_ranks_are_connected_to_on_consecutive_ports() -> None:
     ranks = [ModelEngine(), ModelEngine()]
     async with published(ranks[0]) as first:

@@ -131,3 +131,61 @@ def test_a_promise_counts_until_the_events_come() -> None:
         indexer.drain()
         pod = indexer.score(Query([5] * 9, "m")).pods[0]
         assert (pod.predicted_cached_tokens, pod.speculative_blocks) == (8, 0)
+
+
+def test_only_pods_of_the_model_are_candidates() -> None:
+    llama, qwen = ModelEngine(pod="10.0.0.1:8000", model="llama"), ModelEngine(pod="10.0.0.2:8000", model="qwen")
+    with indexer_with() as indexer:
+        for engine in (llama, qwen):
+            engine.request([1] * 9)
+            indexer.publish(engine.frames[0])
+        indexer.drain()
+        assert [pod.pod for pod in indexer.score(Query([1] * 9, "llama")).pods] == [llama.pod]
+        assert [pod.pod for pod in indexer.score(Query([2] * 9, "qwen")).pods] == [qwen.pod]
+        assert indexer.score(Query([1] * 9, "typo")).pods == ()
+
+
+def test_a_pod_that_serves_another_model_now_holds_nothing_of_the_old_one() -> None:
+    before, after = ModelEngine(model="llama"), ModelEngine(model="qwen")
+    before.request([1] * 9)
+    after.request([1] * 9)
+    with indexer_with() as indexer:
+        indexer.publish(before.frames[0])
+        indexer.publish(after.frames[0])
+        indexer.drain()
+        assert indexer.score(Query([1] * 9, "llama")).pods == ()
+        pod = indexer.score(Query([1] * 9, "qwen")).pods[0]
+        assert (pod.predicted_cached_tokens, pod.stale) == (8, False)
+        assert [(status.model, status.restarts) for status in indexer.pods()] == [("qwen", 1)]
+
+
+def test_an_engine_that_restarts_after_long_is_no_repetition_whatever_its_clock_says() -> None:
+    engine = ModelEngine(capacity=10)
+    for i in range(1500):
+        engine.request([i] * 9)
+    with indexer_with() as indexer:
+        for frame in engine.frames:
+            indexer.publish(frame)
+        engine.restart()
+        engine.clock_s = 500.0  # a clock that was set back
+        engine.request([5] * 9)
+        indexer.publish(engine.frames[0])
+        indexer.drain()
+        status = indexer.pods()[0]
+        assert (status.state, status.restarts, status.blocks) == ("fresh", 1, 2)
+        assert indexer.score(Query([5] * 9, "m")).pods[0].predicted_cached_tokens == 8
+
+
+def test_a_restart_that_no_link_event_told_of_is_exact_from_frame_0() -> None:
+    engine = ModelEngine()
+    for i in range(5):
+        engine.request([i] * 9)
+    with indexer_with() as indexer:
+        for frame in engine.frames:
+            indexer.publish(frame)
+        for _ in range(2):
+            engine.restart()
+            engine.request([7] * 9)
+            indexer.publish(engine.frames[0])
+            indexer.drain()
+            assert indexer.pods()[0].state == "fresh"

@@ -56,7 +56,10 @@ class Index(Protocol):
         ...
 
     def lookup(self, keys: Sequence[BlockKey], pods: Collection[PodId] | None = None) -> Lookup:
-        """Return who holds each key, for all pods or the named ones. Keys found count as used (TTL and eviction order)."""
+        """Return who holds each key, for all pods or the named ones. Keys found count as used (TTL and eviction order).
+
+        A stream that was promised one of the blocks is listed even if nothing was heard of it yet.
+        """
         ...
 
     def promise(self, stream: Stream, keys: Sequence[BlockKey], ttl_s: float) -> None:

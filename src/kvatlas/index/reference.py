@@ -383,7 +383,10 @@ class ReferenceIndex:
             for key in reversed(keys):  # the first block last: eviction takes a prefix from its end
                 if key in self._used_s:
                     self._touch(key)
-            return Lookup(keys, holders, promised, self._infos(wanted))
+            infos = self._infos(wanted)
+            for stream in frozenset().union(*promised):
+                infos.setdefault(stream, StreamInfo(stream, None, {}, None, 0, 0, None))
+            return Lookup(keys, holders, promised, infos)
 
     def _infos(self, pods: Collection[PodId] | None) -> dict[Stream, StreamInfo]:
         return {

@@ -139,8 +139,13 @@ class StreamWorker:
     def link_up(self) -> None:
         """The engine is reachable (again): check what was missed."""
         self._replay_failures, self._replay_again_s = 0, 0.0
-        if self._trust.connected:
+        if self._trust.connected and self._tracker.next_seq is not None:
             self.check()
+            return
+        if self._trust.connected:
+            self._show_resyncing()  # nothing is known of it yet
+            self._check_wanted = True
+            self._rouse()
             return
         self._trust.connected = True
         self._trust.verified = False
