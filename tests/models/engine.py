@@ -126,5 +126,5 @@ class ModelEngine:
         lost, self.replay_loses = self.replay_loses, set()
         kept = [frame for frame in self.frames[-self.replay_buffer_frames :] if (frame.seq or 0) >= start_seq]
         for position, frame in enumerate(kept):
-            if position == 0 or frame.seq not in lost:  # a socket drops when its queue is full, so never the first
+            if position < 2 or frame.seq not in lost:  # a socket drops when its queue is full, so never the first ones
                 yield frame

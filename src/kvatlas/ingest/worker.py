@@ -139,7 +139,8 @@ class StreamWorker:
     def link_up(self) -> None:
         """The engine is reachable (again): check what was missed."""
         self._replay_failures, self._replay_again_s = 0, 0.0
-        if self._trust.connected and self._tracker.next_seq is not None:
+        heard_of = self._tracker.next_seq is not None or bool(self._queue)
+        if self._trust.connected and heard_of:
             self.check()
             return
         if self._trust.connected:
