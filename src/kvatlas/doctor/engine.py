@@ -75,15 +75,17 @@ def _replay(found: CheckList, sample: EngineSample) -> None:
     endpoint = sample.heard.engine.replay_endpoint
     if endpoint is None:
         remedy = (
-            "name it: --engine tcp://...,replay=tcp://... and zmq.engines[].replayEndpoint; without it a lost event is lost"
+            "name it: --engine tcp://...,replay=tcp://... and zmq.engines[].replayEndpoint (zmq.replayEndpoint where engines "
+            "connect to kvatlas); without it a lost event is lost"
         )
         found.warn("replay", "no replay endpoint was named", remedy)
-    elif sample.heard.replay_answered is None:
-        found.skip("replay", f"{endpoint} was not asked in the time given", "listen longer with --duration")
-    elif not sample.heard.replay_answered:
-        found.fail(
-            "replay", f"{endpoint} does not answer", 'check the address; set "replay_endpoint" in the engine\'s events config'
-        )
+    elif not (sample.heard.replay_answered or (sample.heard.replay_answered is None and sample.heard.kept_frames)):
+        if sample.replay_reached:
+            seen = f"{endpoint} answers, but what it keeps did not come in the time given"
+            found.warn("replay", seen, "listen longer with --duration")
+        else:
+            remedy = 'check the address; set "replay_endpoint" in the engine\'s events config'
+            found.fail("replay", f"{endpoint} does not answer", remedy)
     elif sample.heard.kept_frames and sample.first_seq:
         remedy = "raise buffer_steps in the engine's events config; a kvatlas that starts now knows only what comes from here"
         found.warn("replay", f"keeps {sample.heard.kept_frames} frames, none before number {sample.first_seq}", remedy)

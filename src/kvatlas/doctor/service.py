@@ -10,8 +10,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kvatlas.doctor.block_size import BlockSizeMatch
 from kvatlas.doctor.check import Check, CheckList
-from kvatlas.doctor.remedies import SELF_DESCRIBING, STALE_REMEDIES
+from kvatlas.doctor.remedies import SELF_DESCRIBING, replay_setting, stale_remedy
 from kvatlas.results import PodStatus
+
+UNANSWERED = ("timeout", "unavailable")
+"""Outcomes of replays that an engine did not answer."""
 
 
 class ServiceState(msgspec.Struct, frozen=True):
@@ -31,13 +34,15 @@ def check_service(state: ServiceState) -> list[Check]:
     found = CheckList(state.url)
     samples = _samples(state.metrics)
     if state.ready:
-        found.ok("ready", "answers can be relied on")
+        found.ok("ready", "it answers, and has caught up with its engines' histories")
     else:
         found.warn("ready", state.not_ready_reason or "not ready", "wait until it has caught up; its log says more")
     cores = [labels["core"] for labels, value in samples.get("kv_cache_core_info", ()) if value == 1]
     found.ok("core", ", ".join(cores) or "not told")
     _events(found, state, samples)
+    _trust(found, state.pods)
     _streams(found, state.pods)
+    _replays(found, state.pods, samples)
     _block_sizes(found, state)
     _tokens(found, state.pods)
     _decode_errors(found, samples)
@@ -71,16 +76,42 @@ def _events(found: CheckList, state: ServiceState, samples: Samples) -> None:
         found.ok("events arriving", f"{kinds.total()} events ({_counts(kinds)}){last}")
 
 
+def _trust(found: CheckList, pods: Sequence[PodStatus]) -> None:
+    """Being ready says that the service works; this, of how many streams its answers are right."""
+    stale = [pod for pod in pods if pod.stale_reason is not None]
+    if stale:
+        fresh = len(pods) - len(stale)
+        seen = f"those about {fresh} of {len(pods)} streams; the others are stale, and what is told of them may be wrong"
+        found.warn("answers to rely on", seen, "see each stale stream below")
+    elif pods:
+        found.ok("answers to rely on", f"none of {len(pods)} streams is stale")
+
+
 def _streams(found: CheckList, pods: Sequence[PodStatus]) -> None:
     for pod in pods:
         name = f"stream {pod.pod}" + (f" rank {pod.dp_rank}" if pod.dp_rank else "")
         history = f"{pod.blocks} blocks, {pod.gaps} gaps, {pod.replays} replays, {pod.restarts} restarts"
         if pod.stale_reason is not None:
-            found.warn(name, f"stale: {pod.stale_reason.value}; {history}", STALE_REMEDIES[pod.stale_reason])
+            found.warn(name, f"stale: {pod.stale_reason.value}; {history}", stale_remedy(pod.stale_reason, pod.source))
         elif pod.state == "connecting":
             found.warn(name, f"no event from {pod.source} yet", f"look at it: kvatlas doctor --engine {pod.source}")
         else:
             found.ok(name, f"{pod.state}; {history}")
+
+
+def _replays(found: CheckList, pods: Sequence[PodStatus], samples: Samples) -> None:
+    """Say of which pods the replay endpoint is named but does not answer: gaps are not healed then."""
+    failed: Counter[str] = Counter()
+    for labels, value in samples.get("kv_cache_replays_total", ()):
+        if labels.get("outcome") in UNANSWERED:
+            failed[labels.get("pod", "?")] += int(value)
+    for name, count in sorted((+failed).items()):
+        streams = [pod for pod in pods if pod.pod == name]
+        if streams and all(pod.replay_answers for pod in streams):
+            continue  # it answers again
+        setting = " or ".join(sorted({replay_setting(pod.source) for pod in streams})) or "its address in the settings"
+        remedy = f'check {setting}, and "replay_endpoint" in the engine\'s events config; until it answers no gap is healed'
+        found.warn(f"replay {name}", f"its replay endpoint does not answer: {count} replays failed", remedy)
 
 
 def _block_sizes(found: CheckList, state: ServiceState) -> None:

@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from kvatlas.config import EngineSettings
-from kvatlas.doctor import Check, EngineExpectations, EngineSample, check_engine
+from kvatlas.doctor import Check, EngineExpectations, EngineSample, check_engine, sample_engines
 from kvatlas.ingest.decode import load_decoder
+from kvatlas.ingest.publisher import EventPublisher
 from kvatlas.ingest.recording import read_frames
 from kvatlas.ingest.tap import Heard, TappedEngine
 from kvatlas.keys.engine_hashes import HashScheme
@@ -143,9 +144,33 @@ def test_replay_endpoint_unnamed_silent_incomplete_or_complete() -> None:
     unnamed = sample(frame(), engine=TappedEngine("tcp://10.0.0.7:5557"))
     assert outcomes(diagnose(unnamed))["replay"] == "warn"
     assert outcomes(diagnose(sample(frame(), replay_answered=False)))["replay"] == "fail"
-    assert outcomes(diagnose(sample(frame(), replay_answered=None)))["replay"] == "skip"
     assert outcomes(diagnose(sample(frame(5))))["replay"] == "warn"
     assert outcomes(diagnose(sample(frame(0))))["replay"] == "ok"
+
+
+def test_a_replay_endpoint_that_gave_no_answer_fails_even_where_listening_ended_first() -> None:
+    taken = sample(frame(), live=True, replay_answered=None)
+    taken.replay_reached = False
+    assert outcomes(diagnose(taken))["replay"] == "fail"
+    taken.replay_reached = True
+    check = diagnose(taken)["replay"]
+    assert (check.outcome.value, check.remedy) == ("warn", "listen longer with --duration")
+
+
+async def listened(replay_endpoint: str, engine_endpoint: str = "tcp://127.0.0.1:1") -> Check:
+    settings = EngineSettings(endpoint=engine_endpoint, replay_endpoint=replay_endpoint)
+    (taken,) = await sample_engines([settings], [load_decoder("vllm")], 0.2)
+    return diagnose(taken)["replay"]
+
+
+async def test_the_replay_endpoint_is_asked_at_once_beside_listening() -> None:
+    async with EventPublisher(replay_endpoint="tcp://127.0.0.1:0", topic="kv@pod@model") as engine:
+        for _ in range(3):
+            await engine.publish(b"x")
+        assert engine.replay_endpoint is not None
+        assert (await listened(engine.replay_endpoint)).outcome.value == "warn"
+        wrong = await listened("tcp://127.0.0.1:1", engine.endpoint)
+        assert (wrong.outcome.value, wrong.seen) == ("fail", "tcp://127.0.0.1:1 does not answer")
 
 
 def test_missing_repeated_and_restarted_sequences_are_told() -> None:

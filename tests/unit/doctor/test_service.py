@@ -26,6 +26,7 @@ FRESH = PodStatus(
     queue_depth=0,
     gaps=0,
     replays=0,
+    replay_answers=None,
     restarts=0,
     last_event_age_s=3.0,
     source="tcp://10.0.0.7:5557",
@@ -66,6 +67,42 @@ def test_every_reason_to_be_stale_comes_with_what_to_do(reason: StaleReason) -> 
     check = diagnose(changed(state="stale", stale_reason=reason))["stream 10.0.0.7:8000"]
     assert (check.outcome.value, reason.value in check.seen) == ("warn", True)
     assert check.remedy
+
+
+def test_being_ready_and_being_right_are_told_apart() -> None:
+    checks = diagnose(FRESH, changed(pod=PodId("b"), state="stale", stale_reason=StaleReason.GAP))
+    assert outcomes(checks)["ready"] == "ok"
+    assert "relied on" not in checks["ready"].seen
+    assert outcomes(checks)["answers to rely on"] == "warn"
+    assert "1 of 2 streams" in checks["answers to rely on"].seen
+    assert outcomes(diagnose(FRESH))["answers to rely on"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("source", "setting"),
+    [
+        ("tcp://10.0.0.7:5557", "zmq.engines[].replayEndpoint"),
+        ("tcp://*:5557 from 10.0.0.7", "zmq.replayEndpoint"),
+        ("ipc:///run/kvatlas.sock", "zmq.replayEndpoint"),
+    ],
+)
+@pytest.mark.parametrize("reason", [StaleReason.GAP, StaleReason.HISTORY_INCOMPLETE])
+def test_the_replay_setting_named_is_the_one_of_the_streams_mode(reason: StaleReason, source: str, setting: str) -> None:
+    check = diagnose(changed(state="stale", stale_reason=reason, source=source))["stream 10.0.0.7:8000"]
+    assert f"({setting})" in (check.remedy or "")
+
+
+@pytest.mark.parametrize("outcome", ["timeout", "unavailable"])
+def test_replays_without_an_answer_are_a_warning_until_one_is_answered(outcome: str) -> None:
+    metrics = Metrics()
+    metrics.replay("10.0.0.7:8000", outcome, 0)
+    check = diagnose(changed(source="tcp://*:5557 from 10.0.0.7", replay_answers=False), metrics=metrics)[
+        "replay 10.0.0.7:8000"
+    ]
+    assert check.outcome.value == "warn"
+    assert "does not answer" in check.seen
+    assert "check zmq.replayEndpoint" in (check.remedy or "")
+    assert "replay 10.0.0.7:8000" not in diagnose(changed(replay_answers=True), metrics=metrics)
 
 
 def test_an_engine_that_was_never_heard_is_a_warning() -> None:
