@@ -16,7 +16,8 @@ class Replayer(Protocol):
     def replay(self, start_seq: int) -> AsyncGenerator[Frame, None]:
         """Yield the kept frames from ``start_seq`` on, oldest first; ends at the engine's end marker.
 
-        Frames may be missing in between (the engine's socket drops what does not fit). TimeoutError if nothing comes.
+        Frames may be missing in between (the engine's socket drops what does not fit). TimeoutError if nothing comes, OSError
+        if the socket fails.
         """
         ...
 

@@ -237,6 +237,8 @@ class ZmqReplayer:
                     return
                 else:
                     yield frame
+        except zmq.ZMQError as error:
+            raise OSError(f"{self._endpoint}: {error}") from error
         finally:
             socket.close(linger=0)
 
