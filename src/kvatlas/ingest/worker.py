@@ -177,20 +177,24 @@ class StreamWorker:
 
     async def _ask(self) -> None:
         """Ask whether there is anything to replay, beside the frames that are being taken; only then they have to wait."""
+        asked, self._checks = self._checks, []  # who comes later wants a later answer
         try:
             if asyncio.get_running_loop().time() < self._replay_again_s:
-                self._resolve_checks(False)
+                _resolve(asked, False)
             elif await self._engine_has_more() or self._trust.flaw in _HEALED_BY_REPLAY:
+                self._checks = asked + self._checks
                 self._check_wanted = True
                 self._rouse()
             else:
                 await self.settled()
-                self._resolve_checks(True)
+                _resolve(asked, True)
         except (TimeoutError, OSError) as error:
             self._replay_failed(error, 0)
-            self._resolve_checks(False)
+            _resolve(asked, False)
         finally:
             self._question = None
+        if self._checks and not self._check_wanted:
+            self._question = asyncio.create_task(self._ask())
 
     async def _engine_has_more(self) -> bool:
         assert self._replayer is not None
@@ -204,12 +208,6 @@ class StreamWorker:
                     return True
         self._replay_answered()
         return not heard and bool(self._tracker.next_seq)
-
-    def _resolve_checks(self, answered: bool) -> None:
-        waiting, self._checks = self._checks, []
-        for done in waiting:
-            if not done.done():
-                done.set_result(answered)
 
     def _rouse(self) -> None:
         self._settled.clear()
@@ -361,12 +359,13 @@ class StreamWorker:
 
     async def _answer_checks(self) -> None:
         self._check_wanted = False
+        asked, self._checks = self._checks, []
         if self._trust.verified:
             await self._take_queued()  # what has arrived need not be replayed
         answered = self._trust.connected and await self._resync()
         if self._trust.connected and not self._trust.verified:
             self._trust.spoil(StaleReason.DISCONNECTED)  # which process the next frames are of can't be told
-        self._resolve_checks(answered)
+        _resolve(asked, answered)
 
     # -- replay -------------------------------------------------------------------------------------------------------
 
@@ -489,3 +488,9 @@ class StreamWorker:
             self._metrics.frame(self.stream.pod, "applied")
         self._ready = []
         self._trust.learn(applied)
+
+
+def _resolve(checks: list[asyncio.Future[bool]], answered: bool) -> None:
+    for done in checks:
+        if not done.done():
+            done.set_result(answered)
