@@ -13,7 +13,7 @@ from array import array
 import xxhash
 
 REMEMBERED_FRAMES = 1024
-"""How many frames back a repeated one is known by its bytes: 8 KiB a stream."""
+"""How many frames back a repeated one is known by its bytes: 16 KiB a stream."""
 
 
 class Verdict(enum.Enum):
@@ -32,8 +32,9 @@ class SequenceTracker:
 
     def __init__(self, remembered_frames: int = REMEMBERED_FRAMES) -> None:
         self.next_seq: int | None = None
-        self._first = 0
         self._digests = array("Q", bytes(8 * remembered_frames))
+        self._numbers = array("Q", bytes(8 * remembered_frames))
+        """Whose digest each is: the frame's number + 1, or 0."""
 
     def judge(self, seq: int, payload: bytes) -> Verdict:
         """Say what a frame is. Changes nothing."""
@@ -48,17 +49,18 @@ class SequenceTracker:
         return Verdict.DUPLICATE if remembered else Verdict.RESTART
 
     def accept(self, seq: int, payload: bytes) -> None:
-        """Note a frame as seen; the next one is ``seq + 1``."""
-        if self.next_seq is None or seq != self.next_seq:
-            self._first = seq
-        self._digests[seq % len(self._digests)] = xxhash.xxh3_64_intdigest(payload)
+        """Note a frame as seen; the next one is ``seq + 1``. One with a higher number than expected skips those between."""
+        slot = seq % len(self._digests)
+        self._digests[slot] = xxhash.xxh3_64_intdigest(payload)
+        self._numbers[slot] = seq + 1
         self.next_seq = seq + 1
 
     def remembers(self, seq: int, payload: bytes) -> bool | None:
         """Tell whether frame ``seq`` had these bytes; None if it is not remembered."""
-        if self.next_seq is None or not max(self._first, self.next_seq - len(self._digests)) <= seq < self.next_seq:
+        slot = seq % len(self._digests)
+        if self._numbers[slot] != seq + 1:
             return None
-        return self._digests[seq % len(self._digests)] == xxhash.xxh3_64_intdigest(payload)
+        return self._digests[slot] == xxhash.xxh3_64_intdigest(payload)
 
     def replay_from(self) -> int:
         """Return where a replay has to start: at the last frame seen, to check that the engine is still the same."""
@@ -67,4 +69,4 @@ class SequenceTracker:
     def reset(self, next_seq: int | None = None) -> None:
         """Forget all frames; ``next_seq`` is expected now."""
         self.next_seq = next_seq
-        self._first = next_seq or 0
+        self._numbers = array("Q", bytes(8 * len(self._numbers)))

@@ -340,8 +340,7 @@ class StreamWorker:
             if verdict is not Verdict.GAP:
                 return Verdict.NEXT if verdict is Verdict.NEXT else Verdict.DUPLICATE
         self._trust.spoil(self._history_lost if first_contact else StaleReason.GAP)
-        self._tracker.reset(seq)
-        return Verdict.NEXT
+        return Verdict.NEXT  # as far as it can be told
 
     @property
     def _history_lost(self) -> StaleReason:
