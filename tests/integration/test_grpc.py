@@ -167,7 +167,7 @@ async def test_a_payload_that_is_no_event_makes_the_pod_stale_and_is_counted() -
         assert answer.accepted == 2
         for _ in range(200):
             metrics = (await http.get("/metrics")).text
-            if "kv_cache_decode_errors_total{" in metrics:
+            if 'kv_cache_streams_stale{reason="decode_error"} 1.0' in metrics:
                 break
             await asyncio.sleep(0.02)
         assert 'kv_cache_decode_errors_total{pod="pod-c",reason="' in metrics
@@ -181,7 +181,7 @@ async def test_a_publisher_faster_than_the_index_is_held_back_and_loses_nothing(
         assert (answer.accepted, answer.rejected) == (200, 0)
         for _ in range(200):
             (pod,) = (await http.get("/v1/pods")).json()["pods"]
-            if pod["next_seq"] == 200:
+            if (pod["next_seq"], pod["queue_depth"]) == (200, 0):
                 break
             await asyncio.sleep(0.02)
         assert (pod["blocks"], pod["gaps"], pod["state"]) == (200, 0, "fresh")

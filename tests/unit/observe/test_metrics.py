@@ -43,6 +43,7 @@ def stream(pod: str, rank: int = 0, stale: StaleReason | None = None, depth: int
         queue_depth=depth,
         gaps=0,
         replays=0,
+        replay_answers=None,
         restarts=0,
         last_event_age_s=None,
         source="tcp://x:1",
