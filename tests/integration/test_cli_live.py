@@ -76,7 +76,7 @@ class Fleet:
 
     def wait_for_seq(self, seq: int) -> None:
         for _ in range(60):
-            if any(pod["next_seq"] == seq for pod in self.pods()):
+            if any((pod["next_seq"], pod["queue_depth"]) == (seq, 0) for pod in self.pods()):
                 return
             time.sleep(0.1)
         raise AssertionError(f"frame {seq} did not come: {self.pods()}")
