@@ -23,6 +23,7 @@ import msgspec
 from kvatlas.index import Index
 from kvatlas.ingest.apply import Applier
 from kvatlas.ingest.decode import Decoder
+from kvatlas.ingest.replay_port import ReplayPort
 from kvatlas.ingest.sequence import SequenceTracker, Verdict
 from kvatlas.ingest.sources import Replayer
 from kvatlas.ingest.trust import StreamTrust
@@ -37,8 +38,6 @@ BATCH_FRAMES = 64
 REPLAY_ROUNDS_MAX = 1000
 """A replay that loses frames on the way is asked for again as long as it brings new ones, up to this often."""
 
-REPLAY_BACKOFF_MAX_S = 60.0
-
 _HEALED_BY_REPLAY = frozenset({StaleReason.GAP, StaleReason.QUEUE_FULL, StaleReason.DISCONNECTED})
 
 
@@ -50,7 +49,7 @@ class WorkerLimits(msgspec.Struct, frozen=True):
     """A replay of more frames may have lost its last ones without a trace (an engine's ROUTER drops what its queue, 1,000 by
     default, does not hold): it is asked for again, until one brings fewer."""
     replay_backoff_s: float = 5.0
-    """An engine that did not answer is left alone for this long, doubled with each failure, up to REPLAY_BACKOFF_MAX_S."""
+    """An engine that did not answer is left alone for this long, longer with each failure."""
 
 
 class StreamWorker:
@@ -76,18 +75,19 @@ class StreamWorker:
         self.source = source
         self.gaps = 0
         self.replays = 0
-        self.replay_answers: bool | None = None
-        """Whether the engine answered the last question for frames; None before the first one."""
         self.disconnected_since_s: float | None = None
         self._decoder = decoder
         self._applier = applier
         self._metrics = metrics
         self._executor = executor
-        self._replayer = replayer
         self._limits = limits
         self._model_of = model_of
         self._tracker = SequenceTracker()
         self._trust = StreamTrust(stream, self._tracker, index, metrics, source, drop_when_stale=limits.drop_when_stale)
+        self._replay: ReplayPort | None = None
+        if replayer is not None:
+            clock = asyncio.get_running_loop().time
+            self._replay = ReplayPort(replayer, metrics, stream.pod, self._trust.names, limits.replay_backoff_s, clock)
         self._queue: deque[Frame] = deque()
         self._reserving = threading.Lock()
         self._reserved = 0
@@ -96,8 +96,6 @@ class StreamWorker:
         self._checks: list[asyncio.Future[bool]] = []
         self._check_wanted = False
         self._question: asyncio.Task[None] | None = None
-        self._replay_failures = 0
-        self._replay_again_s = 0.0
         self._queued_before_replay = 0
         """How many frames at the head of the queue had arrived before the last replay ended."""
         self._taken_in_doubt = False
@@ -138,7 +136,8 @@ class StreamWorker:
 
     def link_up(self) -> None:
         """The engine is reachable (again): check what was missed."""
-        self._replay_failures, self._replay_again_s = 0, 0.0
+        if self._replay is not None:
+            self._replay.forgive()
         heard_of = self._tracker.next_seq is not None or bool(self._queue)
         if self._trust.connected and heard_of:
             self.check()
@@ -168,20 +167,20 @@ class StreamWorker:
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._checks.append(done)
-        if self._replayer is None or not self._trust.connected or not self._trust.verified:
+        if self._replay is None or not self._trust.connected or not self._trust.verified:
             self._check_wanted = True
             self._rouse()
         elif self._question is None:
-            self._question = asyncio.create_task(self._ask())
+            self._question = asyncio.create_task(self._ask(self._replay))
         return done
 
-    async def _ask(self) -> None:
+    async def _ask(self, replay: ReplayPort) -> None:
         """Ask whether there is anything to replay, beside the frames that are being taken; only then they have to wait."""
         asked, self._checks = self._checks, []  # who comes later wants a later answer
         try:
-            if asyncio.get_running_loop().time() < self._replay_again_s:
+            if not replay.may_be_asked():
                 _resolve(asked, False)
-            elif await self._engine_has_more() or self._trust.flaw in _HEALED_BY_REPLAY:
+            elif await self._engine_has_more(replay) or self._trust.flaw in _HEALED_BY_REPLAY:
                 self._checks = asked + self._checks
                 self._check_wanted = True
                 self._rouse()
@@ -189,24 +188,23 @@ class StreamWorker:
                 await self.settled()
                 _resolve(asked, True)
         except (TimeoutError, OSError) as error:
-            self._replay_failed(error, 0)
+            replay.failed(error, 0)
             _resolve(asked, False)
         finally:
             self._question = None
         if self._checks and not self._check_wanted:
-            self._question = asyncio.create_task(self._ask())
+            self._question = asyncio.create_task(self._ask(replay))
 
-    async def _engine_has_more(self) -> bool:
-        assert self._replayer is not None
+    async def _engine_has_more(self, replay: ReplayPort) -> bool:
         start = self._tracker.replay_from()
         heard = False
-        async with contextlib.aclosing(self._replayer.replay(start)) as frames:
+        async with contextlib.aclosing(replay.replay(start)) as frames:
             async for frame in frames:
                 heard = True
                 assert frame.seq is not None
                 if self._tracker.remembers(frame.seq, frame.payload) is not True:
                     return True
-        self._replay_answered()
+        replay.answered()
         return not heard and bool(self._tracker.next_seq)
 
     def _rouse(self) -> None:
@@ -250,11 +248,16 @@ class StreamWorker:
     @property
     def can_be_audited(self) -> bool:
         """True when a check would find a quiet stream, and none is under way."""
-        return self._replayer is not None and self._question is None and self.idle
+        return self._replay is not None and self._question is None and self.idle
 
     @property
     def can_replay(self) -> bool:
-        return self._replayer is not None
+        return self._replay is not None
+
+    @property
+    def replay_answers(self) -> bool | None:
+        """Whether the engine answered the last question for frames; None if it was never asked."""
+        return self._replay.answers if self._replay is not None else None
 
     # -- the worker's task --------------------------------------------------------------------------------------------
 
@@ -311,7 +314,7 @@ class StreamWorker:
 
     def _fills_known_gap(self, seq: int) -> bool:
         """A frame that is late in a stream that is stale for want of it helps no more; a restarted engine begins with 0."""
-        return self._replayer is None and self._trust.flaw is not None and seq > 0
+        return self._replay is None and self._trust.flaw is not None and seq > 0
 
     async def _heed_model(self, frame: Frame) -> None:
         """A pod that serves another model than before is another process."""
@@ -345,7 +348,7 @@ class StreamWorker:
     @property
     def _history_lost(self) -> StaleReason:
         """Frames before those we have are missing: for good, unless an engine can be asked (later) for all of them."""
-        return StaleReason.HISTORY_INCOMPLETE if self._replayer is None else StaleReason.GAP
+        return StaleReason.HISTORY_INCOMPLETE if self._replay is None else StaleReason.GAP
 
     async def _recover_from_overflow(self) -> None:
         """Bring by replay what the queue did not take; where that fails, go on with what it did take, and stay stale."""
@@ -374,7 +377,8 @@ class StreamWorker:
         ``missed``: frames are known to be missing, so the stream is not exact until this has ended. Suspect entries go as
         soon as a replay from frame 0 begins to arrive.
         """
-        if self._replayer is None or asyncio.get_running_loop().time() < self._replay_again_s:
+        replay = self._replay
+        if replay is None or not replay.may_be_asked():
             return False
         from_scratch = self._trust.flaw in _HEALED_BY_REPLAY
         taken = 0
@@ -385,14 +389,14 @@ class StreamWorker:
             for _ in range(REPLAY_ROUNDS_MAX):
                 if not again:
                     break
-                frames, again = await self._replay_once(from_scratch=from_scratch)
+                frames, again = await self._replay_once(replay, from_scratch=from_scratch)
                 from_scratch = False
                 taken += frames
         except (TimeoutError, OSError) as error:
-            self._replay_failed(error, taken)
+            replay.failed(error, taken)
             return False
         else:
-            self._replay_answered()
+            replay.answered()
             self._trust.verified = True
             self._taken_in_doubt = False
             self._queued_before_replay = len(self._queue)
@@ -406,31 +410,17 @@ class StreamWorker:
             self._trust.resyncing = False
             self._trust.show()
 
-    def _replay_answered(self) -> None:
-        self.replay_answers = True
-        self._replay_failures, self._replay_again_s = 0, 0.0
-
-    def _replay_failed(self, error: Exception, taken: int) -> None:
-        self.replay_answers = False
-        wait_s = min(REPLAY_BACKOFF_MAX_S, self._limits.replay_backoff_s * 2**self._replay_failures)
-        self._replay_failures += 1
-        self._replay_again_s = asyncio.get_running_loop().time() + wait_s
-        self._metrics.replay(self.stream.pod, "timeout", taken)
-        problem = str(error) or "no answer in time: is the replay endpoint right?"
-        log.warning("replay failed", problem=problem, again_in_s=wait_s, **self._trust.names)
-
-    async def _replay_once(self, *, from_scratch: bool) -> tuple[int, bool]:
+    async def _replay_once(self, replay: ReplayPort, *, from_scratch: bool) -> tuple[int, bool]:
         """Take one replay. Returns frames applied, and whether to ask again: it may have holes, or the engine had restarted.
 
         TimeoutError for an engine that does not answer, or whose replay brings nothing new but has a hole.
         """
-        assert self._replayer is not None
         tracker = self._tracker
         known = 0 if from_scratch else tracker.next_seq or 0
         start = max(0, known - 1)  # the last frame known shows whether the engine is still the same
         taken = 0
         first = True
-        async with contextlib.aclosing(self._replayer.replay(start)) as frames:
+        async with contextlib.aclosing(replay.replay(start)) as frames:
             async for frame in frames:
                 assert frame.seq is not None
                 if first:
