@@ -108,6 +108,7 @@ def test_copies_equal_the_naive_models(
 
 
 def check(index: object, schema: KeySchema, model: NaiveCache) -> None:
+    assert index.stats().orphans == 0  # what is compared here is named
     entries = set()
     for n in range(16):
         prompt = tuple(int(b) for b in f"{n:04b}" for _ in range(PROMPTS_TOKENS // 4))

@@ -63,6 +63,8 @@ class EngineCache:
         """In how many places a hash is held."""
         self.chunks: dict[BlockKey, tuple[Chunk, ...]] = {}
         self.orphans: OrderedDict[EngineHash, Orphan] = OrderedDict()
+        self.orphans_resident = 0
+        """How many of the orphans are held: counted as they come and go, since every answer carries it."""
         self.children: dict[EngineHash, list[EngineHash]] = {}
         """Orphans by the parent they wait for."""
         self.retired: OrderedDict[EngineHash, None] = OrderedDict()
@@ -78,7 +80,3 @@ class EngineCache:
         for place, held in self.copies.items():
             if block in held:
                 yield place
-
-    def resident_orphans(self) -> int:
-        """Return how many blocks are held whose tokens are unknown."""
-        return sum(1 for block in self.orphans if block in self.places)

@@ -188,7 +188,9 @@ class ReferenceIndex:
         todo = [(block, after, tokens, extras)]
         while todo:
             block, (end, unfinished), tokens, extras = todo.pop()
-            report.adopted += cache.orphans.pop(block, None) is not None
+            if cache.orphans.pop(block, None) is not None:
+                report.adopted += 1
+                cache.orphans_resident -= block in cache.places
             keys, end = self.schema.extend(end, tokens, extras)
             parts = (*unfinished, block)
             chunks = [Chunk(key, parts if i == 0 else (block,)) for i, key in enumerate(keys)]
@@ -227,6 +229,7 @@ class ReferenceIndex:
         if count > 0:
             held[block] = count
             if not known:
+                cache.orphans_resident += block not in cache.places and block in cache.orphans
                 cache.places[block] = cache.places.get(block, 0) + 1
                 cache.retired.pop(block, None)
         elif known:
@@ -234,6 +237,7 @@ class ReferenceIndex:
             cache.places[block] -= 1
             if not cache.places[block]:
                 del cache.places[block]
+                cache.orphans_resident -= block in cache.orphans
                 self._held_nowhere(cache, block)
         for chunk, had in zip(chunks, before, strict=True):
             self._hold(cache, place, chunk.key, cache.copies_of(place, chunk) - had)
@@ -396,7 +400,7 @@ class ReferenceIndex:
                 groups=cache.groups,
                 stale=cache.stale,
                 blocks=len(cache.places),
-                orphans=cache.resident_orphans(),
+                orphans=cache.orphans_resident,
                 last_event_s=cache.last_event_s,
             )
             for stream, cache in self._caches.items()
@@ -450,7 +454,7 @@ class ReferenceIndex:
             return IndexStats(
                 blocks=len(self._holders),
                 entries=self._entries,
-                orphans=sum(cache.resident_orphans() for cache in self._caches.values()),
+                orphans=sum(cache.orphans_resident for cache in self._caches.values()),
                 speculative=len(self._promises),
                 streams=len(self._caches),
                 pods=len({stream.pod for stream in self._caches}),

@@ -248,7 +248,7 @@ class StreamWorker:
     @property
     def can_be_audited(self) -> bool:
         """True when a check would find a quiet stream, and none is under way."""
-        return self._replay is not None and self._question is None and self.idle
+        return self.can_replay and self._question is None and self.idle
 
     @property
     def can_replay(self) -> bool:
@@ -417,7 +417,7 @@ class StreamWorker:
         """
         tracker = self._tracker
         known = 0 if from_scratch else tracker.next_seq or 0
-        start = max(0, known - 1)  # the last frame known shows whether the engine is still the same
+        start = 0 if from_scratch else tracker.replay_from()
         taken = 0
         first = True
         async with contextlib.aclosing(replay.replay(start)) as frames:
