@@ -73,8 +73,9 @@ impl KeySchema {
         let left_over = end.pending.len() as i64;
         let given = tokens.len() as i64;
         if left_over == 0 && end.extras.is_empty() && extras.is_empty() && tokens.len() % size == 0 {
+            let before = keys.len();
             self.keys_after(end.key, tokens, keys);
-            return ChainEnd::at(keys.last().copied().unwrap_or(end.key));
+            return ChainEnd::at(keys[before..].last().copied().unwrap_or(end.key));
         }
         let all: Vec<u32> = end.pending.iter().chain(tokens).copied().collect();
         let mut here: Vec<Extra> = end.extras.to_vec();

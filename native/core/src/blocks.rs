@@ -1,0 +1,406 @@
+//! Records of blocks: block key, engine hash, holder set, last use. Found by key and by hash.
+//!
+//! ```text
+//! Block  (key, hash, set)          a key that goes by one hash: nearly every record
+//! Key    (key, ─, set) ─> names    a key that goes by several hashes (or by those of an irregular block, kept elsewhere)
+//! Name   (key record, hash, set)   one of those hashes; next in the list
+//! ```
+//!
+//! The parts of records lie in arrays of their own: a chain's records are mostly numbered one after the other, so walking along
+//! it reads every cache line to its end. 28 bytes a record, and 2 x 4 bytes at a load of about 0.65 to find it.
+
+use crate::events::EngineHash;
+use crate::keys::BlockKey;
+use crate::pages::Pages;
+use crate::recency::Tick;
+use crate::secret::Secret;
+use crate::sets::{Change, EMPTY_BLOCK, EMPTY_KEY, EMPTY_NAME, FREE, Kind, Op, SetId, Sets};
+use crate::slots::{Item, StreamId, copies_in, is_held, slot_in};
+use crate::table::{RECORD_MAX, RecordId, Table};
+use smallvec::SmallVec;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Estimated bytes of a record: its parts, and its slots in both tables.
+pub const RECORD_BYTES: usize = 42;
+
+/// All records.
+pub struct Blocks {
+    keys: Pages<u64>,
+    hashes: Pages<u64>,
+    sets_of: Pages<SetId>,
+    stamps: Pages<AtomicU64>,
+    by_key: Table,
+    by_hash: Table,
+    /// One past the largest number ever used.
+    numbers: RecordId,
+    first_free: RecordId,
+    allocated: usize,
+    /// The holder sets.
+    pub sets: Sets,
+    /// (key, slot) pairs with copies.
+    pub entries: usize,
+    /// Keys with a holder.
+    pub held: usize,
+}
+
+impl Blocks {
+    /// No records.
+    pub fn new(secret: Secret) -> Self {
+        Self {
+            keys: Pages::new(),
+            hashes: Pages::new(),
+            sets_of: Pages::new(),
+            stamps: Pages::new(),
+            by_key: Table::new(secret),
+            by_hash: Table::new(secret),
+            numbers: 1,
+            first_free: 0,
+            allocated: 0,
+            sets: Sets::new(secret),
+            entries: 0,
+            held: 0,
+        }
+    }
+
+    /// The set of a record, as it is now.
+    #[inline]
+    pub fn set(&self, id: RecordId) -> SetId {
+        self.sets.resolve(*self.sets_of.at(id))
+    }
+
+    /// The engine hash of a Block or a Name.
+    #[inline]
+    pub fn hash(&self, id: RecordId) -> EngineHash {
+        *self.hashes.at(id)
+    }
+
+    /// The key of a record of any kind.
+    #[inline]
+    pub fn key(&self, id: RecordId) -> BlockKey {
+        match self.sets.kind(*self.sets_of.at(id)) {
+            Kind::Name => *self.keys.at(*self.keys.at(id) as RecordId),
+            _ => *self.keys.at(id),
+        }
+    }
+
+    /// The record that says who holds the block: the record itself, or of a Name its Key.
+    #[inline]
+    pub fn primary(&self, id: RecordId) -> RecordId {
+        match self.sets.kind(*self.sets_of.at(id)) {
+            Kind::Name => *self.keys.at(id) as RecordId,
+            _ => id,
+        }
+    }
+
+    /// The Block or Key with a key, if there is one, held or not.
+    #[inline]
+    pub fn find_key(&self, key: BlockKey) -> Option<RecordId> {
+        self.by_key.find(key, |id| *self.keys.at(id) == key)
+    }
+
+    /// Look ahead: brings what [`Blocks::find_key`] will read into the processor's cache.
+    #[inline]
+    pub fn guess_key(&self, key: BlockKey) -> u64 {
+        let id = self.by_key.first_guess(key);
+        if id == 0 { 0 } else { *self.keys.at(id) }
+    }
+
+    /// As [`Blocks::guess_key`], for hashes.
+    #[inline]
+    pub fn guess_hash(&self, hash: EngineHash) -> u64 {
+        let id = self.by_hash.first_guess(hash);
+        if id == 0 { 0 } else { *self.hashes.at(id) }
+    }
+
+    /// The record by which a stream knows a hash: it holds the block or remembers it.
+    #[inline]
+    pub fn find_hash(&self, hash: EngineHash, stream: StreamId) -> Option<RecordId> {
+        self.by_hash.find(hash, |id| *self.hashes.at(id) == hash && !self.sets.of_stream(self.set(id), stream).is_empty())
+    }
+
+    /// Make sure that a key goes by a hash; return that record.
+    ///
+    /// None if there are no more record numbers. The caller gives the record's stream something in its set at once.
+    pub fn link(&mut self, hash: EngineHash, key: BlockKey) -> Option<RecordId> {
+        let known = self.by_hash.find(hash, |id| *self.hashes.at(id) == hash && self.key(id) == key);
+        if known.is_some() {
+            return known;
+        }
+        let Some(primary) = self.find_key(key) else { return self.new_block(hash, key) };
+        let key_record = self.split(primary)?;
+        let name = self.allocate(u64::from(key_record), hash, EMPTY_NAME)?;
+        self.stamps.at(name).store(*self.hashes.at(key_record), Relaxed);
+        *self.hashes.at_mut(key_record) = u64::from(name);
+        self.index_hash(hash, name);
+        Some(name)
+    }
+
+    fn new_block(&mut self, hash: EngineHash, key: BlockKey) -> Option<RecordId> {
+        let id = self.allocate(key, hash, EMPTY_BLOCK)?;
+        self.index_key(key, id);
+        self.index_hash(hash, id);
+        Some(id)
+    }
+
+    /// The Key of a key, made if there is none: for blocks that are named elsewhere.
+    pub fn key_record(&mut self, key: BlockKey) -> Option<RecordId> {
+        match self.find_key(key) {
+            Some(primary) => self.split(primary),
+            None => {
+                let id = self.allocate(key, 0, EMPTY_KEY)?;
+                self.index_key(key, id);
+                Some(id)
+            }
+        }
+    }
+
+    /// Make a Block a Key with one Name. A Key stays what it is.
+    fn split(&mut self, primary: RecordId) -> Option<RecordId> {
+        let set = self.set(primary);
+        if self.sets.kind(set) == Kind::Key {
+            return Some(primary);
+        }
+        let key = *self.keys.at(primary);
+        let items = self.sets.items(set).to_vec();
+        let held: Vec<_> = items.iter().copied().filter(|item| is_held(*item)).collect();
+        let key_set = self.sets.intern(Kind::Key, &held);
+        let name_set = self.sets.intern(Kind::Name, &items);
+        let key_record = self.allocate(key, u64::from(primary), key_set)?;
+        let stamp = self.stamps.at(primary).swap(0, Relaxed);
+        self.stamps.at(key_record).store(stamp, Relaxed);
+        self.by_key.replace(key, primary, key_record);
+        *self.keys.at_mut(primary) = u64::from(key_record);
+        self.assign(primary, name_set);
+        Some(key_record)
+    }
+
+    fn allocate(&mut self, key: u64, hash: u64, set: SetId) -> Option<RecordId> {
+        let id = if self.first_free != 0 {
+            let id = self.first_free;
+            self.first_free = *self.hashes.at(id) as RecordId;
+            id
+        } else if self.numbers <= RECORD_MAX {
+            let id = self.numbers;
+            self.numbers += 1;
+            self.keys.reach(id as usize);
+            self.hashes.reach(id as usize);
+            self.sets_of.reach(id as usize);
+            self.stamps.reach(id as usize);
+            id
+        } else {
+            return None;
+        };
+        self.allocated += 1;
+        *self.keys.at_mut(id) = key;
+        *self.hashes.at_mut(id) = hash;
+        *self.sets_of.at_mut(id) = set;
+        *self.stamps.at_mut(id) = AtomicU64::new(0);
+        self.sets.named(set);
+        Some(id)
+    }
+
+    fn index_key(&mut self, key: BlockKey, id: RecordId) {
+        let keys = &self.keys;
+        self.by_key.insert(key, id, |id| *keys.at(id));
+    }
+
+    fn index_hash(&mut self, hash: EngineHash, id: RecordId) {
+        let hashes = &self.hashes;
+        self.by_hash.insert(hash, id, |id| *hashes.at(id));
+    }
+
+    /// Give a record another set. Counts nothing.
+    #[inline]
+    fn assign(&mut self, id: RecordId, set: SetId) {
+        let place = self.sets_of.at_mut(id);
+        if *place != set {
+            self.sets.moved(*place, set);
+            *place = set;
+        }
+    }
+
+    /// Apply an operation to a Block or a Name, and what it changes to the Name's Key.
+    #[inline]
+    pub fn change(&mut self, id: RecordId, op: Op) -> Change {
+        let set = self.set(id);
+        let change = self.sets.after(set, op);
+        self.assign(id, change.set);
+        match self.sets.kind(set) {
+            Kind::Name if matches!(op, Op::Add(..) | Op::Remove(..)) => {
+                self.change_primary(*self.keys.at(id) as RecordId, op);
+            }
+            Kind::Block => self.count(set, &change),
+            _ => {}
+        }
+        change
+    }
+
+    /// Apply an operation to a Key.
+    pub fn change_primary(&mut self, id: RecordId, op: Op) {
+        let set = self.set(id);
+        let change = self.sets.after(set, op);
+        self.assign(id, change.set);
+        self.count(set, &change);
+    }
+
+    /// Take all that a stream has out of a Block or a Name. Returns whether it was held, and how it was retired.
+    pub fn take_out(&mut self, id: RecordId, stream: StreamId) -> (bool, Option<u32>) {
+        let set = self.set(id);
+        let mine: SmallVec<[Item; 4]> = SmallVec::from_slice(self.sets.of_stream(set, stream));
+        let change = self.sets.after(set, Op::Forget(stream));
+        self.assign(id, change.set);
+        if self.sets.kind(set) == Kind::Block {
+            self.count(set, &change);
+        } else {
+            for item in mine.into_iter().filter(|item| is_held(*item)) {
+                self.change_primary(*self.keys.at(id) as RecordId, Op::Remove(slot_in(item), copies_in(item), 0));
+            }
+        }
+        (change.held_before, change.retired_before)
+    }
+
+    #[inline]
+    fn count(&mut self, before: SetId, change: &Change) {
+        self.entries = self.entries.wrapping_add_signed(change.entries as isize);
+        self.held += usize::from(self.sets.held(change.set) > 0);
+        self.held -= usize::from(self.sets.held(before) > 0);
+    }
+
+    /// Let a set forward to the one with other items, and count what that changes. Returns (records, slots with copies less).
+    pub fn replace_set(&mut self, set: SetId, items: &[Item]) -> (usize, usize) {
+        let kind = self.sets.kind(set);
+        let refs = self.sets.refs(set) as usize;
+        let before = self.sets.held(set) as usize;
+        let by = self.sets.intern(kind, items);
+        let after = self.sets.held(by) as usize;
+        if kind != Kind::Name {
+            self.entries = self.entries + refs * after - refs * before;
+            self.held -= refs * (usize::from(before > 0) - usize::from(after > 0));
+        }
+        self.sets.forward(set, by);
+        (refs, before - after)
+    }
+
+    // -- use ----------------------------------------------------------------------------------------------------------
+
+    /// Note that a Block or Key was used.
+    #[inline]
+    pub fn stamp(&self, primary: RecordId, tick: Tick) {
+        self.stamps.at(primary).store(tick, Relaxed);
+    }
+
+    /// Note that a Block or Key was used, if nothing later is known: a query may name a key twice.
+    #[inline]
+    pub fn stamp_at_least(&self, primary: RecordId, tick: Tick) {
+        let stamp = self.stamps.at(primary);
+        if stamp.load(Relaxed) < tick {
+            stamp.store(tick, Relaxed);
+        }
+    }
+
+    /// When a Block or Key was used last.
+    #[inline]
+    pub fn stamp_of(&self, primary: RecordId) -> Tick {
+        self.stamps.at(primary).load(Relaxed)
+    }
+
+    /// Whether a record is a Block or Key that somebody holds.
+    #[inline]
+    pub fn is_held_primary(&self, id: RecordId) -> bool {
+        let set = self.set(id);
+        set != FREE && self.sets.held(set) > 0 && self.sets.kind(set) != Kind::Name
+    }
+
+    /// One past the largest record number.
+    pub fn numbers(&self) -> RecordId {
+        self.numbers
+    }
+
+    // -- giving up ----------------------------------------------------------------------------------------------------
+
+    /// The Names of a Key.
+    pub fn names(&self, key_record: RecordId) -> impl Iterator<Item = RecordId> {
+        let mut next = *self.hashes.at(key_record) as RecordId;
+        std::iter::from_fn(move || {
+            let name = (next != 0).then_some(next)?;
+            next = self.stamps.at(name).load(Relaxed) as RecordId;
+            Some(name)
+        })
+    }
+
+    /// Free a record if nothing is left of it. Returns whether it is free.
+    pub fn free_if_empty(&mut self, id: RecordId) -> bool {
+        match self.set(id) {
+            EMPTY_BLOCK => {
+                self.by_key.remove(*self.keys.at(id), id);
+                self.by_hash.remove(*self.hashes.at(id), id);
+                self.free(id);
+            }
+            EMPTY_NAME => {
+                let key_record = *self.keys.at(id) as RecordId;
+                self.unlink(key_record, id);
+                self.by_hash.remove(*self.hashes.at(id), id);
+                self.free(id);
+                self.free_if_empty(key_record);
+            }
+            EMPTY_KEY if *self.hashes.at(id) == 0 => {
+                self.by_key.remove(*self.keys.at(id), id);
+                self.free(id);
+            }
+            set => return set == FREE,
+        }
+        true
+    }
+
+    fn unlink(&mut self, key_record: RecordId, name: RecordId) {
+        let next = self.stamps.at(name).load(Relaxed);
+        if *self.hashes.at(key_record) == u64::from(name) {
+            *self.hashes.at_mut(key_record) = next;
+            return;
+        }
+        let before = self.names(key_record).find(|other| self.stamps.at(*other).load(Relaxed) == u64::from(name));
+        if let Some(before) = before {
+            self.stamps.at(before).store(next, Relaxed);
+        }
+    }
+
+    fn free(&mut self, id: RecordId) {
+        self.sets.dropped(*self.sets_of.at(id));
+        *self.sets_of.at_mut(id) = FREE;
+        *self.hashes.at_mut(id) = u64::from(self.first_free);
+        self.first_free = id;
+        self.allocated -= 1;
+    }
+
+    /// Records that nobody holds or remembers any more, and that are not free yet.
+    pub fn dead(&self) -> usize {
+        (self.sets.refs(EMPTY_BLOCK) + self.sets.refs(EMPTY_NAME)) as usize
+    }
+
+    /// Records in use, dead ones included.
+    pub fn allocated(&self) -> usize {
+        self.allocated
+    }
+
+    /// Free a dead record; let another name the set that it means. Returns whether it was dead.
+    pub fn sweep(&mut self, id: RecordId) -> bool {
+        let named = *self.sets_of.at(id);
+        let set = self.sets.resolve(named);
+        if set == FREE {
+            return false;
+        }
+        if self.free_if_empty(id) {
+            return true;
+        }
+        if set != named {
+            self.sets.moved(named, set);
+            *self.sets_of.at_mut(id) = set;
+        }
+        false
+    }
+
+    /// Estimated bytes.
+    pub fn bytes(&self) -> usize {
+        self.allocated * RECORD_BYTES + self.sets.bytes()
+    }
+}

@@ -1,0 +1,346 @@
+//! The index, for many readers and writers.
+//!
+//! Writers take turns; readers never wait for a turn's end. A writer changes the state in steps of some microseconds, and between
+//! two steps lets every reader in that waits. Readers change nothing but the time of use, without a lock.
+
+use crate::events::{Batch, Event, Stored};
+use crate::find::{Found, find};
+use crate::keys::BlockKey;
+use crate::promises::StreamName;
+use crate::report::{Report, Stats};
+use crate::score::{Question, Scores, score};
+use crate::slots::{Slot, StreamId};
+use crate::state::{State, Storing};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use smallvec::SmallVec;
+use std::hint::spin_loop;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
+
+/// Blocks that a writer changes before it lets readers in: about 3 microseconds.
+const STEP_BLOCKS: usize = 24;
+/// Holder sets that it looks at.
+const STEP_SETS: u32 = 256;
+/// Records that it looks at for dead ones.
+const STEP_RECORDS: u32 = 256;
+/// A writer that waited so long for a pause of the readers gets one.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+/// More streams than there are numbers for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyStreams;
+
+/// The index.
+pub struct Index {
+    turn: Mutex<()>,
+    state: RwLock<State>,
+    readers_waiting: AtomicU32,
+    writer_is_starved: AtomicBool,
+}
+
+/// A writer's turn.
+struct Turn<'a> {
+    index: &'a Index,
+    state: Option<RwLockWriteGuard<'a, State>>,
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl Turn<'_> {
+    fn state(&mut self) -> &mut State {
+        self.state.get_or_insert_with(|| self.index.lock())
+    }
+
+    /// Let readers in.
+    fn pause(&mut self) {
+        self.state = None;
+        let mut rounds = 0;
+        while self.index.readers_waiting.load(SeqCst) > 0 && rounds < 1000 {
+            rounds += 1;
+            if rounds % 100 == 0 {
+                std::thread::yield_now();
+            }
+            spin_loop();
+        }
+    }
+}
+
+impl Index {
+    /// An index with a state.
+    pub fn new(state: State) -> Self {
+        Self {
+            turn: Mutex::new(()),
+            state: RwLock::new(state),
+            readers_waiting: AtomicU32::new(0),
+            writer_is_starved: AtomicBool::new(false),
+        }
+    }
+
+    fn turn(&self) -> Turn<'_> {
+        let turn = self.turn.lock();
+        Turn { index: self, state: None, _turn: turn }
+    }
+
+    fn lock(&self) -> RwLockWriteGuard<'_, State> {
+        if let Some(state) = self.state.try_write_for(PATIENCE) {
+            return state;
+        }
+        self.writer_is_starved.store(true, SeqCst);
+        let state = self.state.write();
+        self.writer_is_starved.store(false, SeqCst);
+        state
+    }
+
+    /// Read the state. Nobody writes meanwhile, so keep it short.
+    pub fn read(&self) -> RwLockReadGuard<'_, State> {
+        if self.writer_is_starved.load(SeqCst) {
+            return self.state.read();
+        }
+        if let Some(state) = self.state.try_read_recursive() {
+            return state;
+        }
+        self.readers_waiting.fetch_add(1, SeqCst);
+        let state = self.wait_to_read();
+        self.readers_waiting.fetch_sub(1, SeqCst);
+        state
+    }
+
+    fn wait_to_read(&self) -> RwLockReadGuard<'_, State> {
+        for _ in 0..2000 {
+            spin_loop();
+            if let Some(state) = self.state.try_read_recursive() {
+                return state;
+            }
+        }
+        self.state.read_recursive()
+    }
+
+    // -- write path ---------------------------------------------------------------------------------------------------
+
+    /// Apply a batch of a stream's events, in order.
+    pub fn apply(&self, name: &StreamName, batch: &Batch, model: Option<&str>, now_s: f64) -> Result<Report, TooManyStreams> {
+        let mut turn = self.turn();
+        let mut report = Report::default();
+        let state = turn.state();
+        let id = state.stream_id(name).ok_or(TooManyStreams)?;
+        state.begin_batch(id, model, batch.timestamp_s, now_s);
+        for event in &batch.events {
+            match event {
+                Event::Stored(event) => store(&mut turn, id, event, batch, &mut report),
+                Event::Removed(event) => {
+                    let slots = turn.state().slots_in(id, &event.tier, event.group);
+                    for hashes in batch.hashes[event.hashes.clone()].chunks(STEP_BLOCKS) {
+                        let state = turn.state();
+                        state.expect_hashes(hashes);
+                        hashes.iter().for_each(|hash| state.remove_block(id, &slots, *hash, &mut report));
+                        turn.pause_after(hashes.len());
+                    }
+                }
+                Event::Cleared(tier) => {
+                    let tier = tier.clone().unwrap_or_else(crate::events::Tier::gpu);
+                    let slots = turn.state().slots_in(id, &tier, None);
+                    clear(&mut turn, id, &slots, &mut report);
+                }
+            }
+            turn.state().end_event(id);
+        }
+        let blocks = report.stored + report.removed;
+        finish(&mut turn, now_s, blocks);
+        Ok(report)
+    }
+
+    /// Note that a stream will soon hold `keys`.
+    pub fn promise(&self, name: &StreamName, keys: &[BlockKey], end_s: f64) {
+        let mut turn = self.turn();
+        let name = Arc::new(name.clone());
+        for keys in keys.chunks(STEP_BLOCKS) {
+            turn.state().promise(&name, keys, end_s);
+            turn.pause();
+        }
+    }
+
+    /// Say why a stream's entries may be wrong, or that they are right.
+    pub fn mark(&self, name: &StreamName, stale: Option<u8>) -> Result<(), TooManyStreams> {
+        let mut turn = self.turn();
+        let state = turn.state();
+        let id = state.stream_id(name).ok_or(TooManyStreams)?;
+        state.stream_mut(id).stale = stale;
+        Ok(())
+    }
+
+    /// Drop all that a stream holds; it stays known, unless it is to be forgotten. Returns the entries dropped.
+    pub fn drop_stream(&self, name: &StreamName, forget: bool) -> usize {
+        let mut turn = self.turn();
+        let Some(id) = turn.state().find_stream(name) else { return 0 };
+        let before = turn.state().shared.blocks.entries;
+        for_all_sets(&mut turn, |state, set| state.drop_from_set(id, set));
+        let state = turn.state();
+        state.renew_stream(id);
+        let dropped = before - state.shared.blocks.entries;
+        if forget {
+            state.forget_stream(id);
+        }
+        dropped
+    }
+
+    /// Evict what is older than the time to live, end promises whose time is up, and clean up. Returns keys evicted.
+    pub fn expire(&self, now_s: f64) -> usize {
+        let mut turn = self.turn();
+        let evicted = expire(&mut turn, now_s);
+        while turn.state().wants_sweep() {
+            turn.state().sweep(STEP_RECORDS);
+            turn.pause();
+        }
+        evicted
+    }
+
+    // -- read path ----------------------------------------------------------------------------------------------------
+
+    /// Find who holds each key, and tell of it by the state it was found in.
+    pub fn lookup<T>(&self, keys: &[BlockKey], now_s: f64, tell: impl FnOnce(&State, &Found) -> T) -> T {
+        self.settle(now_s);
+        let mut found = Found::default();
+        let state = self.read();
+        find(&state, keys, now_s, &mut found);
+        tell(&state, &found)
+    }
+
+    /// Score every candidate for a prompt's keys.
+    pub fn score(&self, keys: &[BlockKey], question: &Question, now_s: f64) -> Scores {
+        self.lookup(keys, now_s, |state, found| score(state, found, keys.len() as u32, question))
+    }
+
+    /// End what is due, if no writer is at work: otherwise it does so, and what is due is passed over.
+    fn settle(&self, now_s: f64) {
+        if self.read().is_due(now_s)
+            && let Some(turn) = self.turn.try_lock()
+        {
+            expire(&mut Turn { index: self, state: None, _turn: turn }, now_s);
+        }
+    }
+
+    /// Sizes.
+    pub fn stats(&self) -> Stats {
+        self.read().stats()
+    }
+}
+
+impl Turn<'_> {
+    /// Let readers in, after a step that was not too short.
+    fn pause_after(&mut self, blocks: usize) {
+        if blocks == STEP_BLOCKS {
+            self.pause();
+        }
+    }
+}
+
+fn store(turn: &mut Turn, id: StreamId, event: &Stored, batch: &Batch, report: &mut Report) {
+    let hashes = &batch.hashes[event.hashes.clone()];
+    let tokens = &batch.tokens[event.tokens.clone()];
+    let state = turn.state();
+    if let Some(spec) = event.spec {
+        state.learn_group(id, event.group, spec);
+    }
+    let Some(slot) = state.slot(id, &event.tier, event.group) else {
+        report.refused += hashes.len() as u64;
+        return;
+    };
+    let size = event.block_size_tokens.map_or(0, |size| size as usize);
+    let is_named = size > 0 && tokens.len() / size == hashes.len();
+    let mut storing = Storing {
+        slot,
+        naming: is_named.then_some((size, tokens)),
+        extras: event.extras.as_deref(),
+        end: if is_named { state.chain_start(id, event.parent, event.lora_name.as_deref()) } else { None },
+        parent: event.parent,
+        touched: SmallVec::with_capacity(hashes.len()),
+    };
+    in_steps(turn, hashes.len(), |state, numbers| {
+        state.expect_hashes(&hashes[numbers.clone()]);
+        for number in numbers {
+            state.store_block(id, &mut storing, number, hashes[number], report);
+        }
+    });
+    let steps: Vec<Range<usize>> = steps(hashes.len()).collect();
+    for numbers in steps.into_iter().rev() {
+        let count = numbers.len();
+        turn.state().touch_stored(id, &storing, hashes, numbers);
+        turn.pause_after(count);
+    }
+    turn.state().bound_orphans(id, report);
+}
+
+fn steps(count: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..count).step_by(STEP_BLOCKS).map(move |start| start..count.min(start + STEP_BLOCKS))
+}
+
+fn in_steps(turn: &mut Turn, count: usize, mut step: impl FnMut(&mut State, Range<usize>)) {
+    for numbers in steps(count) {
+        let taken = numbers.len();
+        step(turn.state(), numbers);
+        turn.pause_after(taken);
+    }
+}
+
+fn clear(turn: &mut Turn, id: StreamId, slots: &SmallVec<[Slot; 4]>, report: &mut Report) {
+    if slots.is_empty() {
+        return;
+    }
+    turn.state().begin_clear(id, slots, report);
+    for_all_sets(turn, |state, set| state.clear_set(id, slots, set, report));
+}
+
+fn for_all_sets(turn: &mut Turn, mut each: impl FnMut(&mut State, u32)) {
+    let numbers = turn.state().shared.blocks.sets.numbers();
+    let mut from = crate::sets::FREE + 1;
+    while from < numbers {
+        let to = numbers.min(from + STEP_SETS);
+        let state = turn.state();
+        (from..to).for_each(|set| each(state, set));
+        from = to;
+        turn.pause();
+    }
+}
+
+fn expire(turn: &mut Turn, now_s: f64) -> usize {
+    turn.state().shared.promises.expire(now_s);
+    let mut evicted = 0;
+    while turn.state().expire_one(now_s) {
+        evicted += 1;
+        if evicted % STEP_BLOCKS == 0 {
+            turn.pause();
+        }
+    }
+    evicted
+}
+
+/// After a batch: keep the bounds, clean up a share, in proportion to what was done.
+fn finish(turn: &mut Turn, now_s: f64, blocks: u64) {
+    if turn.state().is_due(now_s) {
+        expire(turn, now_s);
+    }
+    let mut steps = 0;
+    while turn.state().shared.blocks.held > turn.state().shared.limits.blocks_max {
+        let Some(oldest) = turn.state().oldest() else { break };
+        turn.state().evict(oldest, 1);
+        steps += 1;
+        if steps % STEP_BLOCKS == 0 {
+            turn.pause();
+        }
+    }
+    let bytes_max = turn.state().shared.limits.bytes_max;
+    if turn.state().bytes() > bytes_max {
+        turn.state().sweep_all();
+    }
+    while turn.state().bytes() > bytes_max && turn.state().give_up_something() {
+        turn.pause();
+    }
+    let mut looked_at = 0;
+    while looked_at < 8 * blocks + 64 && turn.state().wants_sweep() {
+        turn.state().sweep(STEP_RECORDS);
+        looked_at += u64::from(STEP_RECORDS);
+        turn.pause();
+    }
+    turn.state().shared.blocks.sets.tidy();
+}

@@ -1,0 +1,135 @@
+//! Speculative entries: blocks that a stream was promised, because a request for them was sent there. As `kvatlas.index.promises`.
+
+use crate::keys::BlockKey;
+use hashbrown::HashMap;
+use smallvec::SmallVec;
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// A stream by name: it may have been promised blocks before anything was heard of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamName {
+    /// The pod's name, in UTF-8.
+    pub pod: Box<str>,
+    /// The data-parallel rank.
+    pub dp_rank: u32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Due {
+    end_s: f64,
+    key: BlockKey,
+    stream: Arc<StreamName>,
+    number: u64,
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.end_s
+            .total_cmp(&other.end_s)
+            .then_with(|| self.key.cmp(&other.key))
+            .then_with(|| self.stream.cmp(&other.stream))
+            .then_with(|| self.number.cmp(&other.number))
+    }
+}
+
+/// All promises. Each ends by its event or by its time; the one that ends first is given up for one too many.
+pub struct Promises {
+    records_max: usize,
+    ends_s: HashMap<BlockKey, SmallVec<[(Arc<StreamName>, f64); 1]>>,
+    /// By end; a promise that was renewed or kept stays in here until its first end.
+    queue: BTreeSet<Due>,
+    made: u64,
+    count: usize,
+}
+
+impl Promises {
+    /// None.
+    pub fn new(records_max: usize) -> Self {
+        Self { records_max, ends_s: HashMap::new(), queue: BTreeSet::new(), made: 0, count: 0 }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// How many records are held, for accounting.
+    pub fn records(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// When the next record ends.
+    pub fn next_end_s(&self) -> f64 {
+        self.queue.first().map_or(f64::INFINITY, |due| due.end_s)
+    }
+
+    /// The streams that were promised a block for longer than until now.
+    #[inline]
+    pub fn of(&self, key: BlockKey, now_s: f64) -> impl Iterator<Item = &Arc<StreamName>> {
+        self.ends_s.get(&key).into_iter().flatten().filter(move |(_, end_s)| *end_s > now_s).map(|(stream, _)| stream)
+    }
+
+    /// Promise a block.
+    pub fn make(&mut self, key: BlockKey, stream: &Arc<StreamName>, end_s: f64) {
+        let streams = self.ends_s.entry(key).or_default();
+        if let Some(known) = streams.iter_mut().find(|(other, _)| other == stream) {
+            known.1 = end_s;
+        } else {
+            streams.push((stream.clone(), end_s));
+            self.count += 1;
+        }
+        self.made += 1;
+        self.queue.insert(Due { end_s, key, stream: stream.clone(), number: self.made });
+        while self.queue.len() > self.records_max {
+            self.give_up_next();
+        }
+    }
+
+    /// The block has come (or its time is up): the promise is no more.
+    #[inline]
+    pub fn keep(&mut self, key: BlockKey, stream: &StreamName) {
+        if self.count == 0 {
+            return;
+        }
+        let Some(streams) = self.ends_s.get_mut(&key) else { return };
+        let before = streams.len();
+        streams.retain(|(other, _)| **other != *stream);
+        self.count -= before - streams.len();
+        if streams.is_empty() {
+            self.ends_s.remove(&key);
+        }
+    }
+
+    /// End those whose time is up.
+    pub fn expire(&mut self, now_s: f64) {
+        while self.next_end_s() <= now_s {
+            self.give_up_next();
+        }
+    }
+
+    /// End the promise that would end next. False if there is none.
+    pub fn give_up_next(&mut self) -> bool {
+        let Some(due) = self.queue.pop_first() else { return false };
+        let is_current = |(stream, end_s): &(Arc<StreamName>, f64)| *stream == due.stream && *end_s == due.end_s;
+        if self.ends_s.get(&due.key).is_some_and(|streams| streams.iter().any(is_current)) {
+            self.keep(due.key, &due.stream);
+        }
+        true
+    }
+}

@@ -1,0 +1,62 @@
+//! Who goes next: the least recently used keys, some at a time.
+
+use crate::blocks::Blocks;
+use crate::recency::Tick;
+use crate::table::RecordId;
+
+/// Looked at to estimate how old "old" is.
+const SAMPLES: u32 = 1024;
+/// Below this many records, all are sorted.
+const FEW: u32 = 4096;
+/// Otherwise about this share of them: a scan of all records serves so many evictions.
+const SHARE: usize = 16;
+
+/// The oldest keys as of the last scan. A key that was used since has another stamp, and is passed over: all stamps given after
+/// the scan are larger than those in here, so the order is exact.
+#[derive(Default)]
+pub struct Victims {
+    /// Oldest last.
+    found: Vec<(Tick, RecordId)>,
+}
+
+impl Victims {
+    /// The least recently used key's record, if any key is held.
+    pub fn oldest(&mut self, blocks: &Blocks) -> Option<RecordId> {
+        for _ in 0..2 {
+            while let Some((stamp, id)) = self.found.last().copied() {
+                if blocks.is_held_primary(id) && blocks.stamp_of(id) == stamp {
+                    return Some(id);
+                }
+                self.found.pop();
+            }
+            if blocks.held == 0 {
+                return None;
+            }
+            self.scan(blocks);
+        }
+        None
+    }
+
+    fn scan(&mut self, blocks: &Blocks) {
+        let limit = if blocks.numbers() <= FEW { Tick::MAX } else { old(blocks) };
+        self.collect(blocks, limit);
+        if self.found.is_empty() {
+            self.collect(blocks, Tick::MAX);
+        }
+    }
+
+    fn collect(&mut self, blocks: &Blocks, limit: Tick) {
+        let held = (1..blocks.numbers()).filter(|id| blocks.is_held_primary(*id));
+        self.found.extend(held.map(|id| (blocks.stamp_of(id), id)).filter(|(stamp, _)| *stamp <= limit));
+        self.found.sort_unstable_by(|one, other| other.cmp(one));
+    }
+}
+
+/// A stamp that about one in [`SHARE`] keys is older than.
+fn old(blocks: &Blocks) -> Tick {
+    let step = (blocks.numbers() / SAMPLES).max(1) as usize;
+    let sampled = (1..blocks.numbers()).step_by(step).filter(|id| blocks.is_held_primary(*id));
+    let mut stamps: Vec<Tick> = sampled.map(|id| blocks.stamp_of(id)).collect();
+    stamps.sort_unstable();
+    stamps.get(stamps.len() / SHARE).copied().unwrap_or(Tick::MAX)
+}
