@@ -6,13 +6,16 @@ All figures are of one thread: payload bytes in, index updated (decode, keys, co
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.result import Result, percentile
+from benchmarks.sides import Placement
 from benchmarks.streams import BLOCK_TOKENS, Chain
 from kvatlas.config import Config, IndexSettings, KeySettings
 from kvatlas.config.quantities import Bytes
@@ -80,11 +83,11 @@ def queries(pods: int, rounds: int) -> list[Result]:
     results = []
     for tokens in (2_048, 32_768):
         query = Query(chain.tokens[:tokens], "m")
-        took_s = timed(lambda query=query: indexer.score(query), rounds)
+        took_s = timed(partial(indexer.score, query), rounds)
         results += latency(f"score: {tokens:,} tokens, {pods} pods", took_s)
     keys = indexer.block_keys(Query(chain.tokens, "m"))
     for count in (128, 512, 2_000):
-        took_s = timed(lambda count=count: indexer.index.lookup(keys[:count]), rounds)
+        took_s = timed(partial(indexer.index.lookup, keys[:count]), rounds)
         results += latency(f"find: {count:,} blocks by key, {pods} pods", took_s)
     return results
 
@@ -138,7 +141,8 @@ def resident_bytes() -> int:
     return pages * 4096
 
 
-def run(*, quick: bool) -> list[Result]:
+def run(*, quick: bool, place: Placement) -> list[Result]:
+    os.sched_setaffinity(0, place.measured)
     blocks = 40_000 if quick else 400_000
     results = []
     for pods in (8,) if quick else (8, 64, 256):

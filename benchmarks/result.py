@@ -27,6 +27,24 @@ class Result(msgspec.Struct):
     met: bool | None = None
 
 
+def against(
+    name: str,
+    scenario: str,
+    value: float,
+    unit: str,
+    baseline: str,
+    baseline_value: float,
+    *,
+    higher_is_better: bool,
+    reach: float | None = None,
+) -> Result:
+    """Return a figure beside its baseline's. ``reach``: the ratio aimed at."""
+    ratio = value / baseline_value if higher_is_better else baseline_value / value
+    target = None if reach is None else f">= {reach:.3g}x"
+    met = None if reach is None else ratio >= reach
+    return Result(name, scenario, value, unit, higher_is_better, baseline, baseline_value, ratio, target, met)
+
+
 def machine() -> str:
     """Return what it ran on, in one line."""
     model = platform.processor() or platform.machine()
@@ -45,6 +63,10 @@ def commit() -> str:
         return "unknown"
     described = subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return described.stdout.strip() or "unknown"
+
+
+def median(values: Sequence[float]) -> float:
+    return percentile(values, 0.5)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -66,7 +88,16 @@ def show(results: Sequence[Result], *, as_json: bool) -> None:
     for column in ("scenario", "value", "unit", "baseline", "ratio", "target"):
         table.add_column(column, justify="right" if column in ("value", "ratio") else "left")
     for result in results:
-        baseline = "" if result.baseline is None else f"{result.baseline}: {result.baseline_value:,.4g}"
+        baseline = "" if result.baseline is None else f"{result.baseline}: {_rounded(result.baseline_value or 0.0)}"
         ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
-        table.add_row(result.scenario, f"{result.value:,.4g}", result.unit, baseline, ratio, result.target or "")
-    Console().print(table)
+        target = "" if result.target is None else f"{result.target} {'reached' if result.met else 'not reached'}"
+        table.add_row(result.scenario, _rounded(result.value), result.unit, baseline, ratio, target)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 180
+    console.print(table)
+
+
+def _rounded(value: float) -> str:
+    """Four digits that mean something, without exponents."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
