@@ -1,0 +1,76 @@
+"""Blocks out of the index: event by event in blocks per CPU second, and a whole pod in milliseconds.
+
+Event by event both sides hold 1M blocks of 8 pods and remove all, every chain from its end. *64 hashes an event*: the same
+number of hashes an event and one event a payload on both sides. *as vLLM sends them*: one hash an event; ours gets 64 events
+a payload, as an engine step brings them; Dynamo's in-process tree takes one JSON event a call. Dynamo's JSON is made before
+the clock starts.
+
+A whole pod: ``NativeIndex.forget`` beside ``RadixTree.remove_worker``, from the call until a query no longer sees the pod;
+and once more with what ours leaves for later (``expire`` until it finds nothing; Dynamo leaves nothing). Wall time.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from benchmarks.result import Result, against, median
+from benchmarks.sides import DYNAMO, Placement, Worker, both
+from benchmarks.streams import CHAIN_BLOCKS, Fleet
+
+NAME = "removal"
+_BASELINE = f"{DYNAMO} RadixTree"
+
+
+def run(*, quick: bool, place: Placement) -> list[Result]:
+    fleet = Fleet.of_entries(200_000 if quick else 1_000_000, 8)
+    rounds = 2 if quick else 5
+    with both(place) as (ours, theirs):
+        results = [
+            _events(ours, theirs, fleet, "64 hashes an event", 64, 1, rounds),
+            _events(ours, theirs, fleet, "as vLLM sends them (1 hash an event)", 1, 64, rounds),
+        ]
+        results += _pod(ours, theirs, Fleet(chains=8 * 131_072 // CHAIN_BLOCKS, pods=8), 5 if quick else 20)
+    return results
+
+
+def _events(ours: Worker, theirs: Worker, fleet: Fleet, what: str, hashes: int, events: int, rounds: int) -> Result:
+    rates: dict[str, list[float]] = {"kvatlas": [], "dynamo": []}
+    for _ in range(rounds):
+        for side in (ours, theirs):
+            took = side.ask("removal", fleet=msgspec.to_builtins(fleet), hashes_per_event=hashes, events_per_payload=events)
+            rates[side.side].append(took["blocks"] / took["cpu_s"])
+    return against(
+        NAME,
+        f"{fleet.entries:,} blocks, {fleet.pods} pods, {what}",
+        median(rates["kvatlas"]),
+        "blocks/CPU s",
+        f"{_BASELINE}, JSON",
+        median(rates["dynamo"]),
+        higher_is_better=True,
+        reach=1.5,
+    )
+
+
+def _pod(ours: Worker, theirs: Worker, fleet: Fleet, rounds: int) -> list[Result]:
+    given = msgspec.to_builtins(fleet)
+    entries = [side.ask("load", fleet=given) for side in (ours, theirs)]
+    taken: dict[str, dict[str, list[float]]] = {}
+    for side in (ours, theirs):
+        taken[side.side] = side.ask("remove_pod", fleet=given, rounds=rounds)
+    held = int(taken["kvatlas"]["entries"][0])
+    assert entries[0] == entries[1]
+    results = []
+    for figure, what in (("call_ms", "until no query sees it"), ("all_ms", "with deferred clean-up")):
+        results.append(
+            against(
+                NAME,
+                f"a pod with {held:,} of {entries[0]:,} entries, {what}",
+                median(taken["kvatlas"][figure]),
+                "ms",
+                _BASELINE,
+                median(taken["dynamo"][figure]),
+                higher_is_better=False,
+                reach=1.0,
+            )
+        )
+    return results
