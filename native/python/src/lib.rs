@@ -1,9 +1,16 @@
-//! kvatlas-core for Python: buffers in, GIL released, errors mapped; nothing else.
+//! kvatlas-core for Python: buffers in, GIL released, errors mapped; nothing else. `kvatlas.index.native` is how it is used.
+
+mod answers;
+mod core;
+mod inputs;
 
 use pyo3::prelude::*;
 
-/// The native core. `kvatlas.index.native` is how it is used.
+/// The native core.
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add("VERSION", env!("CARGO_PKG_VERSION"))
+    module.add("VERSION", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<core::Core>()?;
+    module.add_class::<answers::Scores>()?;
+    module.add_function(wrap_pyfunction!(core::decode, module)?)
 }

@@ -1,0 +1,126 @@
+//! Python values in: buffers and lists of integers, events as tuples.
+
+use kvatlas_core::events::{AttentionKind, Batch, Event, Extra, GroupSpec, Removed, Stored, Tier};
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+/// Token ids: a buffer of 32-bit unsigned integers (taken over in one piece), or a sequence of integers.
+pub struct Tokens(pub Vec<u32>);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Tokens {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        match PyBuffer::<u32>::get(&value) {
+            Ok(buffer) => buffer.to_vec(value.py()).map(Self),
+            Err(_) => value.extract().map(Self),
+        }
+    }
+}
+
+/// Block keys: a buffer of 64-bit unsigned integers, or a sequence of integers.
+pub struct Keys(pub Vec<u64>);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Keys {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        match PyBuffer::<u64>::get(&value) {
+            Ok(buffer) => buffer.to_vec(value.py()).map(Self),
+            Err(_) => value.extract().map(Self),
+        }
+    }
+}
+
+/// `(offset_tokens, kind, value)`, as `kvatlas.types.Extra`.
+pub type ExtraTuple = (i64, String, Vec<u8>);
+
+/// An extra, from its tuple.
+pub fn extra((offset_tokens, kind, value): ExtraTuple) -> Extra {
+    Extra { offset_tokens, kind: kind.into(), value: value.into() }
+}
+
+/// `(kind, window_tokens, block_size_tokens)`, as `kvatlas.types.GroupSpec`.
+pub type SpecTuple = (String, Option<u64>, Option<u32>);
+
+type StoredTuple = (
+    Vec<u64>,
+    Option<u64>,
+    Tokens,
+    Option<u32>,
+    String,
+    u32,
+    Option<SpecTuple>,
+    Option<String>,
+    Option<Vec<Vec<ExtraTuple>>>,
+);
+
+/// An event as a tuple: told apart by what it has.
+#[derive(FromPyObject)]
+pub enum EventTuple {
+    /// `(hashes, parent, tokens, block size, tier, group, spec, lora name, extras)`
+    Stored(StoredTuple),
+    /// `(hashes, tier, group)`
+    Removed((Vec<u64>, String, Option<u32>)),
+    /// `(tier,)`
+    Cleared((Option<String>,)),
+}
+
+/// A batch, from its events.
+pub fn batch(timestamp_s: Option<f64>, events: Vec<EventTuple>) -> PyResult<Batch> {
+    let mut batch = Batch { timestamp_s, ..Batch::default() };
+    for event in events {
+        let event = match event {
+            EventTuple::Stored((hashes, parent, tokens, size, tier, group, spec, lora_name, extras)) => {
+                let first = batch.hashes.len();
+                let first_token = batch.tokens.len();
+                batch.hashes.extend(hashes);
+                batch.tokens.extend(tokens.0);
+                if extras.as_ref().is_some_and(|extras| extras.len() != batch.hashes.len() - first) {
+                    return Err(PyValueError::new_err("extras: expected one tuple a hash"));
+                }
+                Event::Stored(Stored {
+                    hashes: first..batch.hashes.len(),
+                    parent,
+                    tokens: first_token..batch.tokens.len(),
+                    block_size_tokens: size,
+                    tier: Tier::named(&tier),
+                    group,
+                    spec: spec.map(group_spec).transpose()?,
+                    lora_name: lora_name.map(Into::into),
+                    extras: extras.map(|extras| extras.into_iter().map(|some| some.into_iter().map(extra).collect()).collect()),
+                })
+            }
+            EventTuple::Removed((hashes, tier, group)) => {
+                let first = batch.hashes.len();
+                batch.hashes.extend(hashes);
+                Event::Removed(Removed { hashes: first..batch.hashes.len(), tier: Tier::named(&tier), group })
+            }
+            EventTuple::Cleared((tier,)) => Event::Cleared(tier.map(|tier| Tier::named(&tier))),
+        };
+        batch.events.push(event);
+    }
+    Ok(batch)
+}
+
+fn group_spec((kind, window_tokens, block_size_tokens): SpecTuple) -> PyResult<GroupSpec> {
+    let kind = match kind.as_str() {
+        "full" => AttentionKind::Full,
+        "sliding_window" => AttentionKind::SlidingWindow,
+        "state" => AttentionKind::State,
+        "ignored" => AttentionKind::Ignored,
+        _ => return Err(PyValueError::new_err(format!("spec: unknown kind {kind}"))),
+    };
+    Ok(GroupSpec { kind, window_tokens, block_size_tokens })
+}
+
+/// A group's kind, as `kvatlas.types.AttentionKind` names it.
+pub fn kind_name(kind: AttentionKind) -> &'static str {
+    match kind {
+        AttentionKind::Full => "full",
+        AttentionKind::SlidingWindow => "sliding_window",
+        AttentionKind::State => "state",
+        AttentionKind::Ignored => "ignored",
+    }
+}
