@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 import msgspec
 
 from kvatlas.config import Config, EngineSettings
-from kvatlas.index import Index, IndexLimits, ReferenceIndex
+from kvatlas.index import Index, IndexLimits, make_index
 from kvatlas.ingest.apply import Applier
 from kvatlas.ingest.ingestor import Ingestor
 from kvatlas.ingest.setup import limits_of, sources_of
@@ -40,7 +40,7 @@ class Indexer:
         self.config = config or Config()
         settings = self.config
         self.schema = KeySchema(settings.keys.block_size, settings.keys.seed)
-        self.index: Index = index or ReferenceIndex(self.schema, _index_limits(settings), clock)
+        self.index: Index = index or make_index(self.schema, _index_limits(settings), clock, settings.index.core)
         self.metrics = metrics or Metrics(core=self.index.core)
         self._weights = TierWeights(
             {Tier(name): weight for name, weight in settings.tiered_cache.weights.items()},

@@ -25,7 +25,7 @@ from kvatlas.config.layers import env_name
 REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
 SECTIONS = "zmq|api|keys|index|ingest|tieredCache|sources|log"
-OTHER_VARIABLES = {"KVATLAS_URL"}
+OTHER_VARIABLES = {"KVATLAS_URL", "KVATLAS_NATIVE"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 

@@ -74,9 +74,8 @@ def doctor(
     overrides = engines_override(engine or ())
     if block_size is not None:
         overrides.append(f"keys.blockSize={block_size}")
-    checks = check_installation()
     settings, found = _settings(config, overrides)
-    checks += found
+    checks = check_installation(settings.index.core) + found
     if url is not None or engine is None:
         checks += _service(settings, url, token)
     if settings.zmq.engines:

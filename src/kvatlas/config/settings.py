@@ -124,8 +124,14 @@ class KeySettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
 
 
 class IndexSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """Bounds of the index."""
+    """The index: what does the work, and its bounds."""
 
+    core: Annotated[
+        Literal["auto", "native", "reference"],
+        Meta(
+            description="Which implementation does the work: native (Rust), reference (Python); auto: native where installed."
+        ),
+    ] = "auto"
     ttl: Annotated[Wait, Meta(description="Blocks not stored or asked for again within this time are dropped.")] = Seconds(3600)
     max_size: Annotated[Limit, Meta(description="Blocks held; beyond it the least recently used are dropped.")] = 1_000_000
     max_bytes: Annotated[

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from kvatlas.demo.captures import RecordedEngine, Recording
 from kvatlas.demo.timeline import Check, Tally
+from kvatlas.index.choice import describe_core
 from kvatlas.ingest.publisher import EventPublisher
 
 _WIDTH_MAX = 110
@@ -55,8 +56,9 @@ class Screen:
             )
 
     def service(self, url: str, command: Sequence[str], seconds: float) -> None:
-        """Say where the service is and what to try while it runs."""
+        """Say where the service is, what it runs on and what to try while it runs."""
         self.line(f"\nService: [cyan]{escape(' '.join(command))}[/], up in {seconds:.1f} s")
+        self.line(f"  core      {escape(describe_core())}")
         self.line(f"  API docs  {url}/docs")
         self.line(f"  try it    curl -s {url}/v1/pods\n")
 

@@ -8,22 +8,19 @@ import sys
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 
 from kvatlas.doctor.check import Check, CheckList
-from kvatlas.index import Index, ReferenceIndex
+from kvatlas.index.choice import REMEDY, Core, describe_core, why_no_native
 from kvatlas.ingest.decode import DECODERS
 from kvatlas.score.scorers import SCORERS
 
 PYTHON_MIN = (3, 11)
 
-_CORES = {"reference": "plain Python: the specification that faster cores are compared with"}
 
-
-def check_installation(index: Index | None = None) -> list[Check]:
-    """Check Python, packages, core and plugins. ``index``: the one that would run; by default the built-in one."""
+def check_installation(core: Core = "auto") -> list[Check]:
+    """Check Python, packages, core and plugins. ``core``: the setting index.core."""
     found = CheckList("installation")
     _python(found)
     _packages(found)
-    core = (index or ReferenceIndex()).core
-    found.ok("core", f"{core} ({_CORES.get(core, 'from another package')})")
+    _core(found, core)
     for name, group in (("decoders", DECODERS), ("scorers", SCORERS)):
         _plugins(found, name, group)
     return found.checks
@@ -58,6 +55,16 @@ def _packages(found: CheckList) -> None:
         found.fail("packages", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
     else:
         found.ok("packages", ", ".join(present))
+
+
+def _core(found: CheckList, core: Core) -> None:
+    missing = None if core == "reference" else why_no_native()
+    if missing is None:
+        found.ok("core", describe_core(core))
+    elif core == "native":
+        found.fail("core", f"index.core asks for the native core, which is missing: {missing}", REMEDY)
+    else:
+        found.warn("core", f"reference (pure Python): slower; the native core is missing: {missing}", REMEDY)
 
 
 def _plugins(found: CheckList, name: str, group: str) -> None:

@@ -17,6 +17,7 @@ import uvicorn
 
 from kvatlas.config import ApiSettings, Config
 from kvatlas.errors import ConfigError
+from kvatlas.index.choice import REMEDY, native_version, why_no_native
 from kvatlas.indexer import Indexer
 from kvatlas.observe.logs import configure_logs, get_logger
 from kvatlas.serve.connection import timed_protocol
@@ -64,6 +65,7 @@ async def _serve(
 ) -> None:
     api = config.api
     indexer = Indexer(config)
+    _tell_core(config, indexer.index.core)
     gate = Gate(api.concurrency_max)
     cleanup.callback(gate.close)
     indexer.metrics.observe_queries(lambda: gate.in_progress)
@@ -223,6 +225,17 @@ def _listen(api: ApiSettings) -> socket.socket:
 def _addresses(api: ApiSettings, http_port: int, grpc_port: int, events: str | None) -> Addresses:
     scheme = "http" if api.tls_cert_file is None else "https"
     return Addresses(f"{scheme}://{_netloc(api.host, http_port)}", _netloc(api.grpc_host, grpc_port), events)
+
+
+def _tell_core(config: Config, core: str) -> None:
+    """Say which core runs; a warning where it is the slow one and nobody asked for it."""
+    missing = why_no_native() if config.index.core == "auto" else None
+    if core == "native":
+        _log.info("core", core=core, version=native_version())
+    elif missing is None:
+        _log.info("core", core=core)
+    else:
+        _log.warning("the native core is missing", core=core, reason=missing, remedy=REMEDY)
 
 
 def _announce(api: ApiSettings, addresses: Addresses) -> None:

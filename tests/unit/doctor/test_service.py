@@ -137,7 +137,7 @@ def test_a_service_that_is_catching_up_is_not_ready() -> None:
 
 
 def test_this_installation_is_sound_and_names_its_core() -> None:
-    checks = {check.name: check for check in check_installation()}
+    checks = {check.name: check for check in check_installation("reference")}
     assert set(outcomes(checks).values()) == {"ok"}
     assert checks["core"].seen.startswith("reference")
     assert checks["decoders"].seen == "generic, sglang, vllm"
