@@ -21,8 +21,8 @@ import msgspec
 
 from benchmarks.result import Result, against, median
 from benchmarks.sides import DYNAMO, Placement, Worker, both, worker
-from benchmarks.sides.dynamo_service import service
-from benchmarks.sides.publisher import frames, publisher
+from benchmarks.sides.frames import ours_cpu_s, service_cpu_s
+from benchmarks.sides.publisher import stored_frames
 from benchmarks.streams import Fleet
 
 NAME = "ingest"
@@ -48,12 +48,12 @@ def _what(fleet: Fleet, blocks_per_event: int) -> str:
 
 
 def _frames(place: Placement, fleet: Fleet, blocks_per_event: int, rounds: int, *, reach: float | None) -> list[Result]:
-    sent = frames(fleet, blocks_per_event)
+    sent = stored_frames(fleet, blocks_per_event)
     ours_rates, memory_rates, service_rates = [], [], []
     with worker("kvatlas", place) as ours:
         for _ in range(rounds):
-            service_rates.append(fleet.entries / _service_cpu_s(place, sent, fleet.pods))
-            ours_rates.append(fleet.entries / _frames_cpu_s(place, ours, sent, fleet.pods))
+            service_rates.append(fleet.entries / service_cpu_s(place, fleet.pods, [sent])[0])
+            ours_rates.append(fleet.entries / ours_cpu_s(place, ours, fleet.pods, [sent])[0])
             took = ours.ask("ingest", fleet=msgspec.to_builtins(fleet), blocks_per_event=blocks_per_event)
             memory_rates.append(took["blocks"] / took["cpu_s"])
     baseline = f"{DYNAMO} service"
@@ -63,27 +63,6 @@ def _frames(place: Placement, fleet: Fleet, blocks_per_event: int, rounds: int, 
         against(NAME, f"frames: {what}", median(ours_rates), _UNIT, baseline, theirs, higher_is_better=True, reach=reach),
         against(NAME, f"decoded and applied: {what}", median(memory_rates), _UNIT, baseline, theirs, higher_is_better=True),
     ]
-
-
-def _service_cpu_s(place: Placement, sent: list[tuple[int, bytes]], pods: int) -> float:
-    with publisher(pods, place) as engines, service(place) as running:
-        running.register(engines.endpoints)
-        engines.wait()
-        started = running.cpu_s()
-        engines.publish(sent)
-        running.wait_for_sentinels(pods)
-        return running.cpu_s() - started
-
-
-def _frames_cpu_s(place: Placement, ours: Worker, sent: list[tuple[int, bytes]], pods: int) -> float:
-    with publisher(pods, place) as engines:
-        ours.ask("connect", endpoints=engines.endpoints)
-        engines.wait()
-        ours.start("receive", frames=len(sent))
-        engines.publish(sent)
-        cpu_s: float = ours.answer()["cpu_s"]
-        ours.ask("disconnect")
-    return cpu_s
 
 
 def _in_process(

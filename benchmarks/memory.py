@@ -15,7 +15,7 @@ from benchmarks.result import Result, against
 from benchmarks.sides import DYNAMO, Placement, worker
 from benchmarks.sides.dynamo_service import service
 from benchmarks.sides.process import SideName
-from benchmarks.sides.publisher import frames, publisher
+from benchmarks.sides.publisher import publisher, stored_frames
 from benchmarks.streams import Fleet
 
 NAME = "memory"
@@ -50,11 +50,11 @@ def _in_process(place: Placement, side: SideName, fleet: Fleet) -> float:
 
 
 def _service(place: Placement, fleet: Fleet) -> float:
-    sent = frames(fleet, 64)
+    sent = stored_frames(fleet, 64)
     with publisher(fleet.pods, place) as engines, service(place) as running:
         running.register(engines.endpoints)
         engines.wait()
         before = running.resident_bytes()
         engines.publish(sent)
-        running.wait_for_sentinels(fleet.pods)
+        running.wait_for(sent, fleet.pods)
         return (running.resident_bytes() - before) / fleet.entries

@@ -1,9 +1,10 @@
 """Blocks out of the index: event by event in blocks per CPU second, and a whole pod in milliseconds.
 
-Event by event both sides hold 1M blocks of 8 pods and remove all, every chain from its end. *64 hashes an event*: the same
-number of hashes an event and one event a payload on both sides. *as vLLM sends them*: one hash an event; ours gets 64 events
-a payload, as an engine step brings them; Dynamo's in-process tree takes one JSON event a call. Dynamo's JSON is made before
-the clock starts.
+Event by event both sides hold blocks of 8 pods and remove all, every chain from its end. *64 hashes an event*: the same
+number of hashes an event and one event a payload on both sides, in process; Dynamo's JSON is made before the clock starts.
+*1 hash an event*, which is what vLLM sends: ours gets 64 events a payload, as an engine step brings them; Dynamo's
+in-process tree takes one JSON event a call. *frames*: the same payloads as ZMQ frames, read by both sides, Dynamo's being
+its service (see ``ingest``).
 
 A whole pod: ``NativeIndex.forget`` beside ``RadixTree.remove_worker``, from the call until a query no longer sees the pod;
 and once more with what ours leaves for later (``expire`` until it finds nothing; Dynamo leaves nothing). Wall time.
@@ -15,6 +16,8 @@ import msgspec
 
 from benchmarks.result import Result, against, median
 from benchmarks.sides import DYNAMO, Placement, Worker, both
+from benchmarks.sides.frames import ours_cpu_s, service_cpu_s
+from benchmarks.sides.publisher import removed_frames, stored_frames
 from benchmarks.streams import CHAIN_BLOCKS, Fleet
 
 NAME = "removal"
@@ -27,7 +30,8 @@ def run(*, quick: bool, place: Placement) -> list[Result]:
     with both(place) as (ours, theirs):
         results = [
             _events(ours, theirs, fleet, "64 hashes an event", 64, 1, rounds),
-            _events(ours, theirs, fleet, "as vLLM sends them (1 hash an event)", 1, 64, rounds),
+            _events(ours, theirs, fleet, "1 hash an event", 1, 64, rounds),
+            _frames(place, ours, fleet, rounds),
         ]
         results += _pod(ours, theirs, Fleet(chains=8 * 131_072 // CHAIN_BLOCKS, pods=8), 5 if quick else 20)
     return results
@@ -46,6 +50,24 @@ def _events(ours: Worker, theirs: Worker, fleet: Fleet, what: str, hashes: int, 
         "blocks/CPU s",
         f"{_BASELINE}, JSON",
         median(rates["dynamo"]),
+        higher_is_better=True,
+        reach=1.5,
+    )
+
+
+def _frames(place: Placement, ours: Worker, fleet: Fleet, rounds: int) -> Result:
+    parts = [stored_frames(fleet, 64), removed_frames(fleet)]
+    ours_rates, service_rates = [], []
+    for _ in range(rounds):
+        service_rates.append(fleet.entries / service_cpu_s(place, fleet.pods, parts)[1])
+        ours_rates.append(fleet.entries / ours_cpu_s(place, ours, fleet.pods, parts)[1])
+    return against(
+        NAME,
+        f"frames: {fleet.entries:,} blocks, {fleet.pods} pods, 1 hash an event, 64 events a frame",
+        median(ours_rates),
+        "blocks/CPU s",
+        f"{DYNAMO} service",
+        median(service_rates),
         higher_is_better=True,
         reach=1.5,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,8 @@ _STYLES = {"kvatlas": ("#1f6feb", "o"), "dynamo": ("#7a7a7a", "s")}
 
 def check() -> None:
     """Raise before an hour is spent measuring."""
-    try:
-        import matplotlib  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise BaselineError("--plot needs matplotlib: pip install 'kvatlas[bench]'") from error
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BaselineError("--plot needs matplotlib: pip install 'kvatlas[bench]'")
 
 
 def draw(points: list[Point], path: Path) -> None:

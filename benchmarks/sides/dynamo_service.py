@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.sides import dynamo_install
 from benchmarks.sides.dynamo_install import BaselineError
 from benchmarks.sides.process import Placement
-from benchmarks.sides.publisher import SENTINEL
+from benchmarks.sides.publisher import Frames
 from benchmarks.streams import BLOCK_TOKENS, Chain
 
 MODEL = "m"
@@ -75,9 +75,10 @@ class Service:
         answer = self._post("/query", {"token_ids": chain.tokens.tolist(), "model_name": MODEL})
         return {int(pod): tokens["0"] // BLOCK_TOKENS for pod, tokens in answer["scores"].items()}
 
-    def wait_for_sentinels(self, pods: int, timeout_s: float = 300.0) -> None:
+    def wait_for(self, frames: Frames, pods: int, timeout_s: float = 300.0) -> None:
+        """Return when all frames of all pods were applied."""
         until = time.monotonic() + timeout_s
-        while len(self.matched(SENTINEL)) < pods:
+        while len(self.matched(frames.sentinel)) < pods:
             if time.monotonic() > until:
                 raise BaselineError("dynamo.indexer did not apply all frames in time")
             time.sleep(_POLL_S)
@@ -85,7 +86,7 @@ class Service:
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         headers = {"content-type": "application/json"}
         request = urllib.request.Request(f"http://127.0.0.1:{self._port}{path}", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - http, to our own process
             return json.load(answer)
 
 

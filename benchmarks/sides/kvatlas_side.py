@@ -103,8 +103,7 @@ class KvatlasSide(MeasuredSide):
             self._socket.connect(endpoint)
 
     def receive(self, frames: int) -> dict[str, float]:
-        """Read frames from the sockets into a new index, until so many have come."""
-        self.new()
+        """Read frames from the sockets into the index, until so many have come."""
         return self._timed(lambda: self._receive(frames))
 
     def disconnect(self) -> None:

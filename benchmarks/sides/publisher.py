@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import zmq
 
 from benchmarks.sides.process import Placement
 from benchmarks.streams import CHAIN_BLOCKS, Chain, Fleet
 
-SENTINEL = Chain(9_999_999, 1)
-"""A block that every pod stores last: when a query finds it on all pods, all frames were applied."""
+_TURN_FRAMES = 32
+_FIRST_SENTINEL = 9_000_000
+
+
+class Frames(NamedTuple):
+    """What pods publish: (pod, payload) in order. ``sentinel`` is a block that every pod stores last.
+
+    When a query finds the sentinel on all pods, all frames were applied.
+    """
+
+    sent: list[tuple[int, bytes]]
+    sentinel: Chain
 
 
 class Publisher:
@@ -36,8 +47,8 @@ class Publisher:
                 raise TimeoutError("no subscription came")
             socket.recv()
 
-    def publish(self, frames: Sequence[tuple[int, bytes]]) -> None:
-        for pod, payload in frames:
+    def publish(self, frames: Frames) -> None:
+        for pod, payload in frames.sent:
             number = self._next[pod]
             self._next[pod] = number + 1
             self._sockets[pod].send_multipart((b"%d" % pod, number.to_bytes(8, "big"), payload))
@@ -65,18 +76,27 @@ def publisher(pods: int, place: Placement) -> Iterator[Publisher]:
         os.sched_setaffinity(0, allowed)
 
 
-def frames(fleet: Fleet, blocks_per_event: int) -> list[tuple[int, bytes]]:
-    """Return a fleet's payloads, pods in turn, and a sentinel of each pod at the end."""
+def stored_frames(fleet: Fleet, blocks_per_event: int) -> Frames:
+    """Return the frames that store all that a fleet holds, pods in turn."""
+    return _in_turns(fleet, lambda chain: chain.stored(blocks_per_event), Chain(_FIRST_SENTINEL, 1))
+
+
+def removed_frames(fleet: Fleet) -> Frames:
+    """Return the frames that remove it again, as vLLM does: one hash an event, 64 events a frame."""
+    return _in_turns(fleet, lambda chain: chain.removed(), Chain(_FIRST_SENTINEL + 1, 1))
+
+
+def _in_turns(fleet: Fleet, payloads_of: Callable[[Chain], Iterable[bytes]], sentinel: Chain) -> Frames:
     by_pod: dict[int, list[bytes]] = {pod: [] for pod in range(fleet.pods)}
     for part in fleet.parts():
         assert part.blocks == CHAIN_BLOCKS
-        by_pod[part.pod].extend(Chain(part.chain).stored(blocks_per_event))
+        by_pod[part.pod].extend(payloads_of(Chain(part.chain)))
     longest = max(len(payloads) for payloads in by_pod.values())
-    turns = [
+    sent = [
         (pod, payload)
-        for first in range(0, longest, 32)
+        for first in range(0, longest, _TURN_FRAMES)
         for pod, payloads in by_pod.items()
-        for payload in payloads[first : first + 32]
+        for payload in payloads[first : first + _TURN_FRAMES]
     ]
-    (sentinel,) = SENTINEL.stored(1)
-    return turns + [(pod, sentinel) for pod in by_pod]
+    (last,) = sentinel.stored(1)
+    return Frames(sent + [(pod, last) for pod in by_pod], sentinel)
