@@ -226,6 +226,8 @@ class ApplyReport(msgspec.Struct):
     """Orphans whose keys became known."""
     orphans_dropped: int = 0
     """Orphans given up because their bound was reached."""
+    refused: int = 0
+    """Not kept: stored to more places (tier and group) than are told apart, or no record was free for them."""
 
     def add(self, other: ApplyReport) -> None:
         for name in self.__struct_fields__:

@@ -10,3 +10,10 @@ from kvatlas.keys import KeySchema
 MakeIndex = Callable[[KeySchema, IndexLimits, Callable[[], float]], Index]
 
 IMPLEMENTATIONS: dict[str, MakeIndex] = {"reference": ReferenceIndex}
+
+try:
+    from kvatlas.index.native import NativeIndex
+except ImportError:
+    pass  # an installation without cargo; `kvatlas doctor` says so
+else:
+    IMPLEMENTATIONS["native"] = NativeIndex

@@ -7,6 +7,7 @@ from array import array
 import pytest
 
 from kvatlas.index import Index, IndexLimits
+from kvatlas.index.protocol import PLACES_MAX
 from kvatlas.keys import KeySchema
 from kvatlas.types import (
     CPU,
@@ -313,7 +314,7 @@ def test_an_evicted_block_can_be_stored_again_and_its_removal_is_harmless(make: 
 @pytest.mark.parametrize("bytes_max", [50_000, 200_000])
 def test_bytes_are_bounded_whatever_is_stored(make: MakeIndex, clock: Clock, bytes_max: int) -> None:
     index = make(SCHEMA, IndexLimits(bytes_max=bytes_max), clock)
-    for i in range(500):
+    for i in range(2500):
         prompt = chr(1000 + i)
         kinds = [stored(prompt * 3), placeholder(prompt + "q", CPU), stored(prompt * 3, tier=CPU), removed(prompt * 3)]
         apply(index, Stream(PodId(f"pod {i % 7}")), *kinds)
@@ -331,12 +332,27 @@ def test_bytes_are_bounded_where_no_block_has_a_key_yet(make: MakeIndex, clock: 
     assert index.stats().bytes_estimated <= 20_000
 
 
-def test_blocks_held_nowhere_are_remembered_up_to_a_bound(make: MakeIndex, clock: Clock) -> None:
-    index = make(SCHEMA, IndexLimits(retired_max=2), clock)
-    apply(index, ONE, stored("a"), stored("b"), stored("c"), removed("a"), removed("b"), removed("c"))
-    report = apply(index, ONE, placeholder("a", CPU), placeholder("b", CPU), placeholder("c", CPU))
-    assert report.orphaned == 1
-    assert [blocks_held(index, prompt) for prompt in "abc"] == [0, 1, 1]
+def test_blocks_held_nowhere_are_remembered_in_two_generations(make: MakeIndex, clock: Clock) -> None:
+    index = make(SCHEMA, IndexLimits(retired_max=4), clock)
+    apply(index, ONE, *(stored(letter) for letter in "abcd"), *(removed(letter) for letter in "abcd"))
+    report = apply(index, ONE, *(placeholder(letter, CPU) for letter in "abcd"))
+    assert report.orphaned == 2
+    assert [blocks_held(index, prompt) for prompt in "abcd"] == [0, 0, 1, 1]
+
+
+def test_a_clear_that_retires_more_than_is_remembered_forgets_them(make: MakeIndex, clock: Clock) -> None:
+    index = make(SCHEMA, IndexLimits(retired_max=4), clock)
+    apply(index, ONE, stored("abcde"), AllBlocksCleared())
+    assert apply(index, ONE, placeholder("a", CPU)).orphaned == 1
+    apply(index, TWO, stored("abcd"), AllBlocksCleared())
+    assert apply(index, TWO, placeholder("a", CPU)).orphaned == 0
+
+
+def test_places_beyond_a_bound_are_refused_and_counted(index: Index) -> None:
+    report = apply(index, ONE, *(stored("a", group=GroupIdx(group)) for group in range(PLACES_MAX + 2)))
+    assert (report.stored, report.refused) == (PLACES_MAX, 2)
+    assert len(copies(index, "a")[0]) == PLACES_MAX
+    assert apply(index, ONE, stored("b")).refused == 0
 
 
 def test_a_promise_holds_until_its_time_is_up_or_the_event_comes(index: Index, clock: Clock) -> None:

@@ -67,13 +67,20 @@ class EngineCache:
         """How many of the orphans are held: counted as they come and go, since every answer carries it."""
         self.children: dict[EngineHash, list[EngineHash]] = {}
         """Orphans by the parent they wait for."""
-        self.retired: OrderedDict[EngineHash, None] = OrderedDict()
-        """Named blocks that are held nowhere, oldest first."""
+        self.retired_young: dict[EngineHash, None] = {}
+        """Named blocks that are held nowhere. A child, or a lower tier, may still name them."""
+        self.retired_old: dict[EngineHash, None] = {}
+        """Those of the generation before."""
 
     def copies_of(self, place: Place, chunk: Chunk) -> int:
         """Return how many copies of a chunk's key a place has: as many as of its scarcest part."""
         held = self.copies.get(place)
         return min(held.get(part, 0) for part in chunk.hashes) if held else 0
+
+    def recall(self, block: EngineHash) -> None:
+        """Take a block out of the retired ones: it is held again, or given up."""
+        self.retired_young.pop(block, None)
+        self.retired_old.pop(block, None)
 
     def held_in(self, block: EngineHash) -> Iterator[Place]:
         """Yield the places that hold a block."""

@@ -20,6 +20,10 @@ from kvatlas.types import (
 )
 
 
+PLACES_MAX = 1000
+"""Places (tier and attention group) that a stream's copies are told apart in. A real engine has a handful."""
+
+
 class IndexLimits(msgspec.Struct, frozen=True):
     """How far an index may grow. What is reached evicts: the least recently stored or asked block goes first."""
 
@@ -30,7 +34,11 @@ class IndexLimits(msgspec.Struct, frozen=True):
     orphans_max: int = 65_536
     """Per stream: blocks known by engine hash only. The oldest is given up, and counted."""
     retired_max: int = 65_536
-    """Per stream: blocks no longer held whose tokens are remembered, for children and lower tiers that name them late."""
+    """Per stream: blocks no longer held whose tokens are remembered, for children and lower tiers that name them late.
+
+    They are kept in two generations: when half of this has retired since the last time, what had retired before that is forgotten.
+    So at least the last ``retired_max / 2`` are remembered. A single event that retires more than ``retired_max`` is not.
+    """
     promises_max: int = 262_144
     """Speculative entries. The one that ends first is given up."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kvatlas.index.cache import Chunk, EngineBlock, EngineCache, Orphan, Place
 from kvatlas.index.promises import Promises
-from kvatlas.index.protocol import IndexLimits
+from kvatlas.index.protocol import PLACES_MAX, IndexLimits
 from kvatlas.keys import ChainEnd, KeySchema
 from kvatlas.types import (
     GPU,
@@ -86,6 +86,7 @@ class ReferenceIndex:
                     self._remove(cache, event, report)
                 else:
                     self._clear(cache, event, report)
+                self._age_retired(cache)
             self._expire()
             self._shrink()
             return report
@@ -93,8 +94,11 @@ class ReferenceIndex:
     def _store(self, cache: EngineCache, event: BlockStored, report: ApplyReport) -> None:
         if event.spec is not None:
             self._learn_group(cache, event.group, event.spec)
-        self._name_all(cache, event, report)
         place: Place = (event.tier, event.group)
+        if place not in cache.copies and len(cache.copies) == PLACES_MAX:
+            report.refused += len(event.hashes)
+            return
+        self._name_all(cache, event, report)
         held = cache.copies.setdefault(place, {})
         for block in event.hashes:
             report.stored += 1
@@ -136,7 +140,6 @@ class ReferenceIndex:
             for block in list(cache.copies[place]):
                 report.cleared += 1
                 self._set_copies(cache, place, block, 0)
-            del cache.copies[place]
 
     # -- naming: engine hash -> keys ----------------------------------------------------------------------------------
 
@@ -200,7 +203,7 @@ class ReferenceIndex:
                 unfinished = parts
             cache.blocks[block] = EngineBlock(end, unfinished)
             if block not in cache.places:
-                self._retire(cache, block)
+                cache.retired_young[block] = None
             for chunk in chunks:
                 self._add_chunk(cache, chunk)
             for child in cache.children.pop(block, ()):
@@ -231,7 +234,7 @@ class ReferenceIndex:
             if not known:
                 cache.orphans_resident += block not in cache.places and block in cache.orphans
                 cache.places[block] = cache.places.get(block, 0) + 1
-                cache.retired.pop(block, None)
+                cache.recall(block)
         elif known:
             del held[block]
             cache.places[block] -= 1
@@ -244,17 +247,25 @@ class ReferenceIndex:
 
     def _held_nowhere(self, cache: EngineCache, block: EngineHash) -> None:
         if block in cache.blocks:
-            self._retire(cache, block)
+            cache.retired_young[block] = None
             return
         orphan = cache.orphans.get(block)
         if orphan is not None and orphan.tokens is None:
             del cache.orphans[block]  # nothing is known of it: it could not help anybody
 
-    def _retire(self, cache: EngineCache, block: EngineHash) -> None:
-        """Remember a block that is held nowhere: a child, or a lower tier, may still name it."""
-        cache.retired[block] = None
-        while len(cache.retired) > self.limits.retired_max:
-            self._drop_block(cache, next(iter(cache.retired)))
+    def _age_retired(self, cache: EngineCache) -> None:
+        """When the young generation of retired blocks is full, it becomes the old one, and the old one is forgotten."""
+        retired_max = self.limits.retired_max
+        if len(cache.retired_young) < max(1, retired_max // 2):
+            return
+        self._forget(cache, cache.retired_old)
+        cache.retired_young, cache.retired_old = cache.retired_old, cache.retired_young
+        if len(cache.retired_old) > retired_max:
+            self._forget(cache, cache.retired_old)
+
+    def _forget(self, cache: EngineCache, retired: dict[EngineHash, None]) -> None:
+        for block in list(retired):
+            self._drop_block(cache, block)
 
     def _hold(self, cache: EngineCache, place: Place, key: BlockKey, change: int) -> None:
         """Change a slot's copies of a key."""
@@ -289,7 +300,7 @@ class ReferenceIndex:
         for chunk in named.chunks if named else ():
             self._drop_chunk(cache, chunk)
         cache.blocks.pop(block, None)
-        cache.retired.pop(block, None)
+        cache.recall(block)
         orphan = cache.orphans.pop(block, None)
         if orphan is not None and orphan.parent in cache.children:
             waiting = cache.children[orphan.parent]
@@ -334,12 +345,20 @@ class ReferenceIndex:
         while len(self._holders) > self.limits.blocks_max:
             self._evict(next(iter(self._used_s)), "size")
         while self._bytes() > self.limits.bytes_max:
-            if self._drop_oldest("retired") or self._drop_oldest("orphans"):
+            if self._forget_retired() or self._drop_oldest("orphans"):
                 continue
             if self._used_s:
                 self._evict(next(iter(self._used_s)), "bytes")
             elif not self._drop_oldest("blocks"):  # beginnings of larger index blocks, which have no key yet
                 self._promises.give_up_next()
+
+    def _forget_retired(self) -> bool:
+        """Forget a generation of retired blocks, the old one first, in the cache that keeps most of them."""
+        cache = max(self._caches.values(), key=lambda cache: len(cache.retired_old) + len(cache.retired_young))
+        retired = cache.retired_old or cache.retired_young
+        forgot = bool(retired)
+        self._forget(cache, retired)
+        return forgot
 
     def _drop_oldest(self, waiting: str) -> bool:
         """Give up the oldest block that is kept just in case, in the cache that keeps most of them."""

@@ -27,7 +27,7 @@ class Holdings:
             for slot in slots:
                 tiers = self._tiers(slot.stream, slot.group)
                 best = tiers[i]
-                if best is None or weights.of(slot.tier) > weights.of(best):
+                if best is None or weights.rank(slot.tier) < weights.rank(best):
                     tiers[i] = slot.tier
             for stream in promised:
                 self._promised.setdefault(stream, set()).add(i)

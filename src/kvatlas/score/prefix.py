@@ -106,6 +106,6 @@ def _tiers(groups: Sequence[_Group], blocks: int, holdings: Holdings) -> tuple[T
     for group in groups[1:]:
         for i, tier in enumerate(group.held[:blocks]):
             known = slowest[i]
-            if tier is not None and (known is None or holdings.weights.of(tier) < holdings.weights.of(known)):
+            if tier is not None and (known is None or holdings.weights.rank(tier) > holdings.weights.rank(known)):
                 slowest[i] = tier
     return tuple(tier or GPU for tier in slowest)  # what no group has to read (outside of every window) costs nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.metadata import entry_points
 from typing import Protocol, cast
 
@@ -29,7 +30,7 @@ class LongestPrefix:
     """
 
     def score(self, holdings: Holdings, stream: Stream, hit: PrefixHit) -> float:
-        return sum((holdings.weights.of(tier) for tier in hit.tiers), 0.0)
+        return sum((holdings.weights.of(tier) * blocks for tier, blocks in sorted(Counter(hit.tiers).items())), 0.0)
 
 
 class HighestBlockHit:
@@ -43,7 +44,10 @@ class Coverage:
     """The share of the prompt's blocks held anywhere in the stream, tier-weighted, gaps or not; 0 to 1."""
 
     def score(self, holdings: Holdings, stream: Stream, hit: PrefixHit) -> float:
-        return sum(holdings.held_anyhow(stream)) / len(holdings.keys) if holdings.keys else 0.0
+        if not holdings.keys:
+            return 0.0
+        by_weight = Counter(holdings.held_anyhow(stream))
+        return sum((weight * blocks for weight, blocks in sorted(by_weight.items())), 0.0) / len(holdings.keys)
 
 
 def scorer_names() -> list[str]:

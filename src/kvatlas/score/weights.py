@@ -19,3 +19,7 @@ class TierWeights(msgspec.Struct, frozen=True):
 
     def of(self, tier: Tier) -> float:
         return self.by_tier.get(tier, self.unknown)
+
+    def rank(self, tier: Tier) -> tuple[float, Tier]:
+        """Return the sort key from the best tier to the worst: by weight, equal ones by name."""
+        return -self.of(tier), tier

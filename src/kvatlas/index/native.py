@@ -1,0 +1,292 @@
+"""The native index: the reference's answers, from Rust. What it keeps and how is told in ``native/core``.
+
+Here values are only carried over: Python's on one side, plain tuples and buffers on the other. All calls release the GIL.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from kvatlas import _native
+from kvatlas.index.protocol import IndexLimits
+from kvatlas.keys import KeySchema, TokenIds, as_token_array, prompt_extras
+from kvatlas.types import (
+    AllBlocksCleared,
+    ApplyReport,
+    AttentionKind,
+    BlockKey,
+    BlockRemoved,
+    BlockStored,
+    DpRank,
+    Event,
+    EventBatch,
+    GroupIdx,
+    GroupSpec,
+    IndexStats,
+    Lookup,
+    MultimodalItem,
+    PodId,
+    Slot,
+    StaleReason,
+    Stream,
+    StreamInfo,
+    Tier,
+)
+
+BlockKeys: TypeAlias = "Sequence[BlockKey] | array[int]"
+"""Block keys: a sequence, or (fastest) a buffer of unsigned 64-bit integers."""
+
+WIRES = frozenset({"vllm", "sglang"})
+"""The decoders whose payloads are read natively."""
+
+_REASONS = list(StaleReason)
+_CODES = {reason: code for code, reason in enumerate(_REASONS)}
+
+
+class RankApplied(msgspec.Struct, frozen=True):
+    """What payloads did to one rank that they named."""
+
+    dp_rank: DpRank
+    report: ApplyReport
+    stored_events: int
+    removed_events: int
+    cleared_events: int
+    timestamp_s: float | None
+    """Of the last payload, unix seconds."""
+    cleared: bool
+    """The device was among what was cleared, or another tier."""
+    tiers: frozenset[Tier]
+    """Tiers that blocks were stored to."""
+
+
+class AppliedPayloads(msgspec.Struct, frozen=True):
+    """``taken`` payloads were applied; the next one, if there is one, is for the Python decoder to judge."""
+
+    taken: int
+    ranks: tuple[RankApplied, ...]
+
+    @property
+    def report(self) -> ApplyReport:
+        total = ApplyReport()
+        for rank in self.ranks:
+            total.add(rank.report)
+        return total
+
+
+class Weighing(msgspec.Struct, frozen=True):
+    """How to score: a built-in scorer, what tiers are worth, and what a stale stream's score counts."""
+
+    scorer: str = "longest-prefix"
+    by_tier: Mapping[Tier, float] = msgspec.field(default_factory=lambda: {Tier("gpu"): 1.0})
+    unknown: float = 0.1
+    stale_weight: float = 1.0
+
+
+class NativeIndex:
+    """An in-memory :class:`~kvatlas.index.protocol.Index` in Rust."""
+
+    def __init__(
+        self,
+        schema: KeySchema | None = None,
+        limits: IndexLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.schema = schema or KeySchema()
+        self.limits = limits or IndexLimits()
+        self._clock = clock
+        self._roots: dict[str, int] = {}
+        self._core = _native.Core(
+            self.schema.block_size_tokens,
+            self.schema.seed,
+            ttl_s=self.limits.ttl_s,
+            blocks_max=self.limits.blocks_max,
+            bytes_max=self.limits.bytes_max,
+            orphans_max=self.limits.orphans_max,
+            retired_max=self.limits.retired_max,
+            promises_max=self.limits.promises_max,
+        )
+
+    @property
+    def core(self) -> str:
+        return "native"
+
+    # -- write path -------------------------------------------------------------------------------------------------
+
+    def apply_payloads(
+        self, stream: Stream, payloads: Sequence[bytes], decoder: str = "vllm", model: str | None = None
+    ) -> AppliedPayloads:
+        """Decode and apply payloads in order, up to the first that is damaged or odd: that one is for the Python decoder.
+
+        ``decoder``: one of :data:`WIRES`. A payload that names a rank speaks for that rank of the pod.
+        """
+        taken, ranks = self._core.apply_payloads(
+            stream.pod, stream.dp_rank, payloads, decoder, model or None, self._clock()
+        )
+        return AppliedPayloads(
+            taken,
+            tuple(
+                RankApplied(
+                    DpRank(dp_rank),
+                    ApplyReport(*report),
+                    stored,
+                    removed,
+                    cleared,
+                    timestamp_s,
+                    cleared_last,
+                    frozenset(map(Tier, tiers)),
+                )
+                for dp_rank, report, stored, removed, cleared, timestamp_s, cleared_last, tiers in ranks
+            ),
+        )
+
+    def apply(self, stream: Stream, batch: EventBatch) -> ApplyReport:
+        events = [_event_tuple(event) for event in batch.events]
+        report = self._core.apply(stream.pod, stream.dp_rank, events, batch.model or None, batch.timestamp_s, self._clock())
+        return ApplyReport(*report)
+
+    def promise(self, stream: Stream, keys: BlockKeys, ttl_s: float) -> None:
+        self._core.promise(stream.pod, stream.dp_rank, keys, self._clock() + ttl_s)
+
+    def mark(self, stream: Stream, stale: StaleReason | None) -> None:
+        self._core.mark(stream.pod, stream.dp_rank, None if stale is None else _CODES[stale])
+
+    def drop(self, stream: Stream) -> int:
+        return self._core.drop(stream.pod, stream.dp_rank, False)
+
+    def forget(self, stream: Stream) -> int:
+        return self._core.drop(stream.pod, stream.dp_rank, True)
+
+    def expire(self) -> int:
+        return self._core.expire(self._clock())
+
+    # -- read path --------------------------------------------------------------------------------------------------
+
+    def lookup(self, keys: BlockKeys, pods: Collection[PodId] | None = None) -> Lookup:
+        wanted = None if pods is None else list(pods)
+        runs, sets, promises, infos = self._core.lookup(keys, wanted, self._clock())
+        slots = [
+            {
+                Slot(Stream(PodId(pod), DpRank(rank)), Tier(tier), GroupIdx(group)): copies
+                for pod, rank, tier, group, copies in holders
+            }
+            for holders in sets
+        ]
+        nobody: dict[Slot, int] = {}
+        held = [nobody] * len(keys)
+        for start, end, number in runs:
+            held[start:end] = [slots[number]] * (end - start)
+        promised: list[set[Stream]] = [set() for _ in keys]
+        streams = {info.stream: info for info in map(_stream_info, infos)}
+        for position, (pod, rank) in promises:
+            stream = Stream(PodId(pod), DpRank(rank))
+            promised[position].add(stream)
+            streams.setdefault(stream, StreamInfo(stream, None, {}, None, 0, 0, None))
+        return Lookup(keys, held, promised, streams)
+
+    def score(
+        self,
+        tokens: TokenIds,
+        model: str,
+        *,
+        lora_name: str | None = None,
+        cache_salt: str | None = None,
+        multimodal: Sequence[MultimodalItem] = (),
+        pods: Collection[PodId] | None = None,
+        weighing: Weighing | None = None,
+    ) -> _native.Scores:
+        """Hash a prompt, walk its blocks, score every candidate: one call. Fastest from an array('I') or uint32 buffer."""
+        extras = [(extra.offset_tokens, extra.kind, extra.value) for extra in prompt_extras(cache_salt, multimodal)]
+        root = self._root(lora_name or model)
+        question = _question(weighing or Weighing(), pods, model)
+        return self._core.score_tokens(as_token_array(tokens), root, extras, question, self._clock())
+
+    def find(
+        self,
+        keys: BlockKeys,
+        *,
+        prompt_tokens: int | None = None,
+        pods: Collection[PodId] | None = None,
+        model: str | None = None,
+        weighing: Weighing | None = None,
+    ) -> _native.Scores:
+        """Score every candidate for a prompt's keys. ``prompt_tokens``: by default as many as the keys cover."""
+        if prompt_tokens is None:
+            prompt_tokens = len(keys) * self.schema.block_size_tokens
+        question = _question(weighing or Weighing(), pods, model)
+        return self._core.score_keys(keys, prompt_tokens, question, self._clock())
+
+    def score_many(
+        self, prompts: Sequence[TokenIds], model: str, *, pods: Collection[PodId] | None = None, weighing: Weighing | None = None
+    ) -> list[_native.Scores]:
+        """Score many prompts of one model in one call."""
+        root = self._root(model)
+        asked = [(as_token_array(tokens), root, []) for tokens in prompts]
+        return self._core.score_prompts(asked, _question(weighing or Weighing(), pods, model), self._clock())
+
+    def _root(self, model: str) -> int:
+        root = self._roots.get(model)
+        if root is None:
+            if len(self._roots) == 4096:  # names come from requests
+                self._roots.clear()
+            root = self._roots[model] = self.schema.root(model).key
+        return root
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def streams(self) -> Mapping[Stream, StreamInfo]:
+        return {info.stream: info for info in map(_stream_info, self._core.streams())}
+
+    def stats(self) -> IndexStats:
+        return IndexStats(*self._core.stats())
+
+
+def _question(weighing: Weighing, pods: Collection[PodId] | None, model: str | None) -> _native.Question:
+    weights = list(weighing.by_tier.items())
+    return (
+        None if pods is None else list(pods),
+        model,
+        weighing.scorer,
+        weights,
+        weighing.unknown,
+        weighing.stale_weight,
+    )
+
+
+def _event_tuple(event: Event) -> _native.Event:
+    if isinstance(event, BlockStored):
+        spec = event.spec
+        return (
+            event.hashes,
+            event.parent,
+            event.token_ids,
+            event.block_size_tokens,
+            event.tier,
+            event.group,
+            None if spec is None else (spec.kind.value, spec.window_tokens, spec.block_size_tokens),
+            event.lora_name,
+            None if event.extras is None else [[(e.offset_tokens, e.kind, e.value) for e in some] for some in event.extras],
+        )
+    if isinstance(event, BlockRemoved):
+        return (event.hashes, event.tier, event.group)
+    assert isinstance(event, AllBlocksCleared)
+    return (event.tier,)
+
+
+def _stream_info(info: _native.Info) -> StreamInfo:
+    (pod, rank), model, groups, stale, blocks, orphans, last_event_s = info
+    return StreamInfo(
+        stream=Stream(PodId(pod), DpRank(rank)),
+        model=model,
+        groups={
+            GroupIdx(index): GroupSpec(AttentionKind(kind), window, size) for index, (kind, window, size) in groups
+        },
+        stale=None if stale is None else _REASONS[stale],
+        blocks=blocks,
+        orphans=orphans,
+        last_event_s=last_event_s,
+    )
