@@ -6,8 +6,10 @@ number of hashes an event and one event a payload on both sides, in process; Dyn
 in-process tree takes one JSON event a call. *frames*: the same payloads as ZMQ frames, read by both sides, Dynamo's being
 its service (see ``ingest``).
 
-A whole pod: ``NativeIndex.forget`` beside ``RadixTree.remove_worker``, from the call until a query no longer sees the pod;
-and once more with what ours leaves for later (``expire`` until it finds nothing; Dynamo leaves nothing). Wall time.
+A whole pod: ``NativeIndex.forget`` beside ``RadixTree.remove_worker``, from the call until a query no longer sees the pod.
+Ours leaves records that nobody holds to be freed later, by writers or ``expire``, once a quarter are of that kind; so the
+second figure removes all 8 pods one after the other, each followed by ``expire``, until the memory of all is free, and is
+the mean of a pod. Dynamo leaves nothing that a call could ask for. Wall time.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def run(*, quick: bool, place: Placement) -> list[Result]:
             _events(ours, theirs, fleet, "1 hash an event", 1, 64, rounds),
             _frames(place, ours, fleet, rounds),
         ]
-        results += _pod(ours, theirs, Fleet(chains=8 * 131_072 // CHAIN_BLOCKS, pods=8), 5 if quick else 20)
+        results += _pod(ours, theirs, Fleet(chains=8 * 131_072 // CHAIN_BLOCKS, pods=8), 2 if quick else 6)
     return results
 
 
@@ -75,24 +77,27 @@ def _frames(place: Placement, ours: Worker, fleet: Fleet, rounds: int) -> Result
 
 def _pod(ours: Worker, theirs: Worker, fleet: Fleet, rounds: int) -> list[Result]:
     given = msgspec.to_builtins(fleet)
-    entries = [side.ask("load", fleet=given) for side in (ours, theirs)]
-    taken: dict[str, dict[str, list[float]]] = {}
+    visible_ms: dict[str, list[float]] = {"kvatlas": [], "dynamo": []}
+    all_ms: dict[str, list[float]] = {"kvatlas": [], "dynamo": []}
     for side in (ours, theirs):
-        taken[side.side] = side.ask("remove_pod", fleet=given, rounds=rounds)
-    held = int(taken["kvatlas"]["entries"][0])
-    assert entries[0] == entries[1]
-    results = []
-    for figure, what in (("call_ms", "until no query sees it"), ("all_ms", "with deferred clean-up")):
-        results.append(
-            against(
-                NAME,
-                f"a pod with {held:,} of {entries[0]:,} entries, {what}",
-                median(taken["kvatlas"][figure]),
-                "ms",
-                _BASELINE,
-                median(taken["dynamo"][figure]),
-                higher_is_better=False,
-                reach=1.0,
-            )
+        side.ask("load", fleet=given)
+    for _ in range(rounds):
+        for side in (ours, theirs):
+            visible_ms[side.side] += side.ask("remove_pod", fleet=given, rounds=5)
+    for _ in range(1 + rounds // 3):
+        for side in (ours, theirs):
+            all_ms[side.side].append(side.ask("remove_pods", fleet=given))
+    held = fleet.entries // fleet.pods
+    return [
+        against(
+            NAME,
+            f"a pod with {held:,} of {fleet.entries:,} entries, {what}",
+            median(taken["kvatlas"]),
+            "ms",
+            _BASELINE,
+            median(taken["dynamo"]),
+            higher_is_better=False,
+            reach=1.0,
         )
-    return results
+        for what, taken in (("until no query sees it", visible_ms), ("with clean-up, mean of all pods in turn", all_ms))
+    ]

@@ -62,6 +62,9 @@ class DynamoSide(MeasuredSide):
         for payload in payloads:
             apply_event(pod, payload)
 
+    def check(self, entries: int) -> None:
+        pass  # it does not count them; that both sides answer the same is checked by those who ask
+
     def settle(self) -> None:
         self._tree.find_matches([1])  # goes through the same queue
 

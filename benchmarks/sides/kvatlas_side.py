@@ -53,7 +53,12 @@ class KvatlasSide(MeasuredSide):
         return list(chain.removed(hashes_per_event, events_per_payload))
 
     def apply(self, pod: int, payloads: list[bytes]) -> None:
-        self._index.apply_payloads(self._stream(pod), payloads, decoder="vllm", model=MODEL)
+        applied = self._index.apply_payloads(self._stream(pod), payloads, decoder="vllm", model=MODEL)
+        assert applied.taken == len(payloads), f"only {applied.taken} of {len(payloads)} payloads were read natively"
+
+    def check(self, entries: int) -> None:
+        held = self._index.stats().entries
+        assert held == entries, f"{held} entries are held, not {entries}"
 
     def settle(self) -> None:
         pass  # applied means seen
@@ -82,6 +87,12 @@ class KvatlasSide(MeasuredSide):
     def clean_up(self) -> None:
         while self._index.expire():
             pass
+
+    def remove_pods(self, fleet: dict[str, Any]) -> float:
+        took_ms = super().remove_pods(fleet)
+        left = self._index.stats().bytes_estimated
+        assert left < 1 << 20, f"{left:,} bytes were not given back"
+        return took_ms
 
     def snapshot(self) -> bytes:
         return bytes(self._index.snapshot())

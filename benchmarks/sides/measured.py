@@ -49,6 +49,10 @@ class MeasuredSide(ABC):
         """Apply payloads of a pod."""
 
     @abstractmethod
+    def check(self, entries: int) -> None:
+        """Raise if the index does not hold so many entries, where it can tell."""
+
+    @abstractmethod
     def settle(self) -> None:
         """Return when all that was applied can be seen."""
 
@@ -96,6 +100,7 @@ class MeasuredSide(ABC):
         turns = list(self._arrivals(made, blocks_per_event))
         self.new()
         took = self._timed(lambda: self._feed(turns))
+        self.check(made.entries)
         return {"blocks": made.entries, **took}
 
     def removal(self, fleet: dict[str, Any], hashes_per_event: int, events_per_payload: int) -> dict[str, float]:
@@ -109,6 +114,7 @@ class MeasuredSide(ABC):
         took = self._timed(lambda: self._feed(turns))
         left = self.by_pod(self.find(self.keys(Chain(made.first_chain))))
         assert not any(left.values()), f"blocks are left after all were removed: {left}"
+        self.check(0)
         return {"blocks": made.entries, **took}
 
     def load(self, fleet: dict[str, Any]) -> int:
@@ -171,30 +177,39 @@ class MeasuredSide(ABC):
         started = time.process_time()
         self.settle()
         cpu_s += time.process_time() - started
+        self.check(made.entries)
         return {"blocks": made.entries, "cpu_s": cpu_s, "bytes": resident_bytes() - before}
 
-    def remove_pod(self, fleet: dict[str, Any], rounds: int) -> dict[str, list[float]]:
-        """Remove pod 0 of a loaded fleet: the call until queries no longer see it, and with what is left for later."""
-        made = Fleet(**fleet)
-        parts = [part for part in made.parts() if part.pod == 0]
+    def remove_pod(self, fleet: dict[str, Any], rounds: int) -> list[float]:
+        """Remove pod 0 of a loaded fleet, again and again; return the milliseconds until queries no longer see it."""
+        parts = [part for part in Fleet(**fleet).parts() if part.pod == 0]
         prompt = self.keys(Chain(parts[0].chain))[:1]
-        call_ms, all_ms = [], []
-        for round_ in range(rounds):
-            if round_:
-                for part in parts:
-                    self.apply(0, self.stored(Chain(part.chain), 64, 0, part.blocks))
+        took_ms = []
+        for _ in range(rounds):
             assert 0 in self.by_pod(self.find(prompt))
             with _no_garbage_collection():
                 started = time.perf_counter()
                 self.remove(0)
                 seen = self.find(prompt)
-                called = time.perf_counter()
-                self.clean_up()
-                ended = time.perf_counter()
+                took_ms.append((time.perf_counter() - started) * 1e3)
             assert 0 not in self.by_pod(seen)
-            call_ms.append((called - started) * 1e3)
-            all_ms.append((ended - started) * 1e3)
-        return {"call_ms": call_ms, "all_ms": all_ms, "entries": [float(sum(part.blocks for part in parts))]}
+            for part in parts:
+                self.apply(0, self.stored(Chain(part.chain), 64, 0, part.blocks))
+        return took_ms
+
+    def remove_pods(self, fleet: dict[str, Any]) -> float:
+        """Remove all pods of a new fleet one by one, with all clean-up that comes due; return milliseconds a pod."""
+        self.load(fleet)
+        pods = Fleet(**fleet).pods
+        with _no_garbage_collection():
+            started = time.perf_counter()
+            for pod in range(pods):
+                self.remove(pod)
+                self.clean_up()
+            self.settle()
+            took_s = time.perf_counter() - started
+        self.check(0)
+        return took_s * 1e3 / pods
 
     def snapshots(self, fleet: dict[str, Any]) -> dict[str, float]:
         """Take a snapshot of a fleet, restore it into a new index, check what it finds."""
