@@ -11,20 +11,43 @@
 
 use crate::events::EngineHash;
 use crate::keys::BlockKey;
-use crate::pages::Pages;
+use crate::pages::{PAGE, Pages};
 use crate::recency::Tick;
 use crate::secret::Secret;
 use crate::sets::{Change, EMPTY_BLOCK, EMPTY_KEY, EMPTY_NAME, FREE, Kind, Op, SetId, Sets};
 use crate::slots::{Item, StreamId, copies_in, is_held, slot_in};
-use crate::table::{RECORD_MAX, RecordId, Table};
+use crate::table::{Place, RECORD_MAX, RecordId, Table};
 use smallvec::SmallVec;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Estimated bytes of a record: its parts, and its slots in both tables.
 pub const RECORD_BYTES: usize = 42;
 
+/// Who knows a hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// The stream, by this record.
+    ToStream(RecordId),
+    /// Only other streams.
+    ToOthers,
+    /// No stream.
+    ToNobody,
+}
+
+/// The record by which a stream knows a hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// It does from now on.
+    Linked(RecordId),
+    /// It did before, maybe by another key.
+    Known(RecordId),
+    /// There are no more record numbers.
+    Full,
+}
+
 /// All records.
 pub struct Blocks {
+    secret: Secret,
     keys: Pages<u64>,
     hashes: Pages<u64>,
     sets_of: Pages<SetId>,
@@ -47,6 +70,7 @@ impl Blocks {
     /// No records.
     pub fn new(secret: Secret) -> Self {
         Self {
+            secret,
             keys: Pages::new(),
             hashes: Pages::new(),
             sets_of: Pages::new(),
@@ -92,54 +116,104 @@ impl Blocks {
         }
     }
 
+    /// Where a key or a hash falls in its table.
+    #[inline]
+    pub fn place(&self, name: u64) -> Place {
+        Place::of(name, self.secret)
+    }
+
     /// The Block or Key with a key, if there is one, held or not.
     #[inline]
     pub fn find_key(&self, key: BlockKey) -> Option<RecordId> {
-        self.by_key.find(key, |id| *self.keys.at(id) == key)
+        self.find_key_at(self.place(key), key)
     }
 
-    /// Look ahead: brings what [`Blocks::find_key`] will read into the processor's cache.
+    /// As [`Blocks::find_key`], at the key's place.
     #[inline]
-    pub fn guess_key(&self, key: BlockKey) -> u64 {
-        let id = self.by_key.first_guess(key);
+    pub fn find_key_at(&self, place: Place, key: BlockKey) -> Option<RecordId> {
+        self.by_key.find(place, |id| *self.keys.at(id) == key)
+    }
+
+    /// Look ahead: brings what finding a key will read into the processor's cache.
+    #[inline]
+    pub fn guess_key(&self, place: Place) -> u64 {
+        let id = self.by_key.first_guess(place);
         if id == 0 { 0 } else { *self.keys.at(id) }
     }
 
     /// As [`Blocks::guess_key`], for hashes.
     #[inline]
-    pub fn guess_hash(&self, hash: EngineHash) -> u64 {
-        let id = self.by_hash.first_guess(hash);
+    pub fn guess_hash(&self, place: Place) -> u64 {
+        let id = self.by_hash.first_guess(place);
         if id == 0 { 0 } else { *self.hashes.at(id) }
     }
 
     /// The record by which a stream knows a hash: it holds the block or remembers it.
     #[inline]
     pub fn find_hash(&self, hash: EngineHash, stream: StreamId) -> Option<RecordId> {
-        self.by_hash.find(hash, |id| *self.hashes.at(id) == hash && !self.sets.of_stream(self.set(id), stream).is_empty())
+        match self.find_hash_at(self.place(hash), hash, stream) {
+            Known::ToStream(id) => Some(id),
+            Known::ToOthers | Known::ToNobody => None,
+        }
     }
 
-    /// Make sure that a key goes by a hash; return that record.
-    ///
-    /// None if there are no more record numbers. The caller gives the record's stream something in its set at once.
-    pub fn link(&mut self, hash: EngineHash, key: BlockKey) -> Option<RecordId> {
-        let known = self.by_hash.find(hash, |id| *self.hashes.at(id) == hash && self.key(id) == key);
-        if known.is_some() {
-            return known;
+    /// Who knows a hash.
+    #[inline]
+    pub fn find_hash_at(&self, place: Place, hash: EngineHash, stream: StreamId) -> Known {
+        let mut known = Known::ToNobody;
+        self.by_hash.find(place, |id| {
+            if *self.hashes.at(id) != hash {
+                return false;
+            }
+            let is_mine = !self.sets.of_stream(self.set(id), stream).is_empty();
+            known = if is_mine { Known::ToStream(id) } else { Known::ToOthers };
+            is_mine
+        });
+        known
+    }
+
+    /// Make sure that a key goes by a hash for a stream, which gets something in the record's set at once.
+    pub fn link(&mut self, hash: EngineHash, key: BlockKey, stream: StreamId) -> Link {
+        let mut is_known = false;
+        let found = self.by_hash.find(self.place(hash), |id| {
+            if *self.hashes.at(id) != hash {
+                return false;
+            }
+            is_known = !self.sets.of_stream(self.set(id), stream).is_empty();
+            is_known || self.key(id) == key
+        });
+        match found {
+            Some(id) if is_known => Link::Known(id),
+            Some(id) => Link::Linked(id),
+            None => self.link_new((hash, self.place(hash)), (key, self.place(key))),
         }
-        let Some(primary) = self.find_key(key) else { return self.new_block(hash, key) };
+    }
+
+    /// As [`Blocks::link`], for a hash that nobody knows. Each with its place.
+    #[inline]
+    pub fn link_new(&mut self, hash: (EngineHash, Place), key: (BlockKey, Place)) -> Link {
+        let found = match self.find_key_at(key.1, key.0) {
+            None => self.new_block(hash, key),
+            Some(primary) => self.new_name(hash, primary),
+        };
+        found.map_or(Link::Full, Link::Linked)
+    }
+
+    #[inline]
+    fn new_block(&mut self, hash: (EngineHash, Place), key: (BlockKey, Place)) -> Option<RecordId> {
+        let id = self.allocate(key.0, hash.0, EMPTY_BLOCK)?;
+        self.index_key(key.1, id);
+        self.index_hash(hash.1, id);
+        Some(id)
+    }
+
+    fn new_name(&mut self, hash: (EngineHash, Place), primary: RecordId) -> Option<RecordId> {
         let key_record = self.split(primary)?;
-        let name = self.allocate(u64::from(key_record), hash, EMPTY_NAME)?;
+        let name = self.allocate(u64::from(key_record), hash.0, EMPTY_NAME)?;
         self.stamps.at(name).store(*self.hashes.at(key_record), Relaxed);
         *self.hashes.at_mut(key_record) = u64::from(name);
-        self.index_hash(hash, name);
+        self.index_hash(hash.1, name);
         Some(name)
-    }
-
-    fn new_block(&mut self, hash: EngineHash, key: BlockKey) -> Option<RecordId> {
-        let id = self.allocate(key, hash, EMPTY_BLOCK)?;
-        self.index_key(key, id);
-        self.index_hash(hash, id);
-        Some(id)
     }
 
     /// The Key of a key, made if there is none: for blocks that are named elsewhere.
@@ -148,7 +222,7 @@ impl Blocks {
             Some(primary) => self.split(primary),
             None => {
                 let id = self.allocate(key, 0, EMPTY_KEY)?;
-                self.index_key(key, id);
+                self.index_key(self.place(key), id);
                 Some(id)
             }
         }
@@ -168,7 +242,7 @@ impl Blocks {
         let key_record = self.allocate(key, u64::from(primary), key_set)?;
         let stamp = self.stamps.at(primary).swap(0, Relaxed);
         self.stamps.at(key_record).store(stamp, Relaxed);
-        self.by_key.replace(key, primary, key_record);
+        self.by_key.replace(Place::of(key, self.secret), primary, key_record);
         *self.keys.at_mut(primary) = u64::from(key_record);
         self.assign(primary, name_set);
         Some(key_record)
@@ -182,10 +256,12 @@ impl Blocks {
         } else if self.numbers <= RECORD_MAX {
             let id = self.numbers;
             self.numbers += 1;
-            self.keys.reach(id as usize);
-            self.hashes.reach(id as usize);
-            self.sets_of.reach(id as usize);
-            self.stamps.reach(id as usize);
+            if id == 1 || (id as usize).is_multiple_of(PAGE) {
+                self.keys.reach(id as usize);
+                self.hashes.reach(id as usize);
+                self.sets_of.reach(id as usize);
+                self.stamps.reach(id as usize);
+            }
             id
         } else {
             return None;
@@ -199,14 +275,16 @@ impl Blocks {
         Some(id)
     }
 
-    fn index_key(&mut self, key: BlockKey, id: RecordId) {
+    #[inline]
+    fn index_key(&mut self, place: Place, id: RecordId) {
         let keys = &self.keys;
-        self.by_key.insert(key, id, |id| *keys.at(id));
+        self.by_key.insert(place, id, |id| *keys.at(id));
     }
 
-    fn index_hash(&mut self, hash: EngineHash, id: RecordId) {
+    #[inline]
+    fn index_hash(&mut self, place: Place, id: RecordId) {
         let hashes = &self.hashes;
-        self.by_hash.insert(hash, id, |id| *hashes.at(id));
+        self.by_hash.insert(place, id, |id| *hashes.at(id));
     }
 
     /// Give a record another set. Counts nothing.
@@ -332,19 +410,19 @@ impl Blocks {
     pub fn free_if_empty(&mut self, id: RecordId) -> bool {
         match self.set(id) {
             EMPTY_BLOCK => {
-                self.by_key.remove(*self.keys.at(id), id);
-                self.by_hash.remove(*self.hashes.at(id), id);
+                self.by_key.remove(Place::of(*self.keys.at(id), self.secret), id);
+                self.by_hash.remove(Place::of(*self.hashes.at(id), self.secret), id);
                 self.free(id);
             }
             EMPTY_NAME => {
                 let key_record = *self.keys.at(id) as RecordId;
                 self.unlink(key_record, id);
-                self.by_hash.remove(*self.hashes.at(id), id);
+                self.by_hash.remove(Place::of(*self.hashes.at(id), self.secret), id);
                 self.free(id);
                 self.free_if_empty(key_record);
             }
             EMPTY_KEY if *self.hashes.at(id) == 0 => {
-                self.by_key.remove(*self.keys.at(id), id);
+                self.by_key.remove(Place::of(*self.keys.at(id), self.secret), id);
                 self.free(id);
             }
             set => return set == FREE,

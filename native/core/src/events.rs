@@ -2,6 +2,7 @@
 //!
 //! Hashes and tokens of all events of a payload lie one after the other in two vectors; events name ranges of them.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// The engine's name for a block, as 64 bits: opaque, and all that a removal carries.
@@ -9,7 +10,7 @@ pub type EngineHash = u64;
 
 /// Where a copy lies: the engine's medium in lower case, so unknown media stay what they are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tier(pub Box<str>);
+pub struct Tier(pub Cow<'static, str>);
 
 impl Tier {
     /// The device: where no medium is named.
@@ -19,7 +20,8 @@ impl Tier {
 
     /// A tier by its name, which is in lower case already.
     pub fn named(name: &str) -> Self {
-        Self(name.into())
+        let known = ["gpu", "cpu", "disk", "storage"].into_iter().find(|known| *known == name);
+        Self(known.map_or_else(|| Cow::Owned(name.to_owned()), Cow::Borrowed))
     }
 }
 
@@ -77,7 +79,7 @@ pub struct Stored {
     pub spec: Option<GroupSpec>,
     /// The adapter that stands in for the model at the root of the chain.
     pub lora_name: Option<Box<str>>,
-    /// One list a hash, or none at all.
+    /// One list a hash up to the last hash that has any, or nothing at all.
     pub extras: Option<Vec<Vec<Extra>>>,
 }
 

@@ -4,6 +4,8 @@ use crate::keys::BlockKey;
 use crate::promises::StreamName;
 use crate::sets::SetId;
 use crate::state::State;
+use crate::table::Place;
+use smallvec::SmallVec;
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -40,9 +42,10 @@ pub fn find(state: &State, keys: &[BlockKey], now_s: f64, found: &mut Found) {
     let mut position = 0;
     let mut tick = before + keys.len() as u64;
     for together in keys.chunks(TOGETHER) {
-        black_box(together.iter().fold(0, |sum, key| sum ^ blocks.guess_key(*key)));
-        for key in together {
-            if let Some(id) = blocks.find_key(*key) {
+        let places: SmallVec<[Place; TOGETHER]> = together.iter().map(|key| blocks.place(*key)).collect();
+        black_box(places.iter().fold(0, |sum, place| sum ^ blocks.guess_key(*place)));
+        for (key, place) in together.iter().zip(places) {
+            if let Some(id) = blocks.find_key_at(place, *key) {
                 let set = blocks.set(id);
                 if blocks.sets.held(set) > 0 && blocks.stamp_of(id) > expired {
                     blocks.stamp_at_least(id, tick);

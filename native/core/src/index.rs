@@ -10,7 +10,7 @@ use crate::promises::StreamName;
 use crate::report::{Report, Stats};
 use crate::score::{Question, Scores, score};
 use crate::slots::{Slot, StreamId};
-use crate::state::{State, Storing};
+use crate::state::{STEP_BLOCKS, State, Storing};
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use smallvec::SmallVec;
 use std::hint::spin_loop;
@@ -19,8 +19,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
-/// Blocks that a writer changes before it lets readers in: about 3 microseconds.
-const STEP_BLOCKS: usize = 24;
 /// Holder sets that it looks at.
 const STEP_SETS: u32 = 256;
 /// Records that it looks at for dead ones.
@@ -255,13 +253,17 @@ fn store(turn: &mut Turn, id: StreamId, event: &Stored, batch: &Batch, report: &
         end: if is_named { state.chain_start(id, event.parent, event.lora_name.as_deref()) } else { None },
         parent: event.parent,
         touched: SmallVec::with_capacity(hashes.len()),
+        first_tick: state.take_ticks(hashes.len()),
+        is_whole: true,
     };
-    in_steps(turn, hashes.len(), |state, numbers| {
-        state.expect_hashes(&hashes[numbers.clone()]);
-        for number in numbers {
-            state.store_block(id, &mut storing, number, hashes[number], report);
-        }
-    });
+    for numbers in steps(hashes.len()) {
+        let count = numbers.len();
+        turn.state().store_blocks(id, &mut storing, hashes, numbers, report);
+        turn.pause_after(count);
+    }
+    if storing.is_whole {
+        return;
+    }
     let steps: Vec<Range<usize>> = steps(hashes.len()).collect();
     for numbers in steps.into_iter().rev() {
         let count = numbers.len();
@@ -273,14 +275,6 @@ fn store(turn: &mut Turn, id: StreamId, event: &Stored, batch: &Batch, report: &
 
 fn steps(count: usize) -> impl Iterator<Item = Range<usize>> {
     (0..count).step_by(STEP_BLOCKS).map(move |start| start..count.min(start + STEP_BLOCKS))
-}
-
-fn in_steps(turn: &mut Turn, count: usize, mut step: impl FnMut(&mut State, Range<usize>)) {
-    for numbers in steps(count) {
-        let taken = numbers.len();
-        step(turn.state(), numbers);
-        turn.pause_after(taken);
-    }
 }
 
 fn clear(turn: &mut Turn, id: StreamId, slots: &SmallVec<[Slot; 4]>, report: &mut Report) {

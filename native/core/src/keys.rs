@@ -49,9 +49,11 @@ impl KeySchema {
     /// The key of one whole block with no extras, after `parent`.
     #[inline]
     pub fn next_key(&self, parent: BlockKey, tokens: &[u32], content: &mut Vec<u8>) -> BlockKey {
-        content.clear();
-        content.extend_from_slice(&parent.to_le_bytes());
-        push_tokens(content, tokens);
+        content.resize(8 + 4 * tokens.len(), 0);
+        content[..8].copy_from_slice(&parent.to_le_bytes());
+        for (bytes, token) in content[8..].chunks_exact_mut(4).zip(tokens) {
+            bytes.copy_from_slice(&token.to_le_bytes());
+        }
         xxh3_64(content)
     }
 

@@ -86,6 +86,7 @@ pub struct Sets {
     free: Vec<SetId>,
     interned: HashTable<SetId>,
     memo: Box<[Option<(SetId, Op, Change)>]>,
+    last: Option<(SetId, Op, Change)>,
     /// Sets have gone since the memo was written.
     memo_is_old: bool,
     items: usize,
@@ -103,6 +104,7 @@ impl Sets {
             free: Vec::new(),
             interned: HashTable::new(),
             memo: vec![None; MEMO].into(),
+            last: None,
             memo_is_old: false,
             items: 0,
             grown_max: GROWTH_MIN,
@@ -201,6 +203,18 @@ impl Sets {
     /// The set that an operation makes of a resolved one.
     #[inline]
     pub fn after(&mut self, set: SetId, op: Op) -> Change {
+        if let Some((of, known, change)) = self.last
+            && of == set
+            && known == op
+        {
+            return change;
+        }
+        let change = self.recall(set, op);
+        self.last = Some((set, op, change));
+        change
+    }
+
+    fn recall(&mut self, set: SetId, op: Op) -> Change {
         if std::mem::take(&mut self.memo_is_old) {
             self.memo.fill(None);
         }
@@ -322,6 +336,7 @@ impl Sets {
         gone.items = Box::default();
         gone.held = 0;
         self.memo_is_old = true;
+        self.last = None;
     }
 
     /// Shorten the way from a set that was replaced to the one that is meant.
@@ -371,6 +386,7 @@ impl Sets {
         }
         self.grown_max = GROWTH_MIN.max(2 * (self.sets.len() - self.free.len()));
         self.memo_is_old = true;
+        self.last = None;
         for generations in &mut self.retired_in {
             for known in generations {
                 let sets = &self.sets;

@@ -2,7 +2,7 @@
 //!
 //! Every method is a small step, so that whoever drives it can let readers in between two.
 
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, Known, Link};
 use crate::events::{EngineHash, Extra, GroupSpec, Tier};
 use crate::keys::{BlockKey, ChainEnd, KeySchema};
 use crate::promises::{Promises, StreamName};
@@ -13,13 +13,16 @@ use crate::sets::{Kind, Op, SetId};
 use crate::shared::Shared;
 use crate::slots::{Item, STREAMS_MAX, Slot, StreamId, is_held, item, retired, slot_in, stream_of};
 use crate::stream::{Orphan, Stream, Tiers};
-use crate::table::RecordId;
+use crate::table::{Place, RecordId};
 use crate::victims::Victims;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
+use std::hint::black_box;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Blocks that a writer changes before it lets readers in: about 3 microseconds.
+pub const STEP_BLOCKS: usize = 32;
 /// Estimated bytes of an irregular block with its chunks.
 pub const IRREGULAR_BYTES: usize = 500;
 /// Estimated bytes of an orphan with 16 tokens.
@@ -48,7 +51,7 @@ pub struct Storing<'a> {
     pub slot: Slot,
     /// Tokens of one block, and of all; None if the event does not say what each block holds.
     pub naming: Option<(usize, &'a [u32])>,
-    /// One list a hash, or none.
+    /// As [`crate::events::Stored::extras`].
     pub extras: Option<&'a [Vec<Extra>]>,
     /// Where the chain stands before the next block; None if that is not known.
     pub end: Option<End>,
@@ -56,6 +59,36 @@ pub struct Storing<'a> {
     pub parent: Option<EngineHash>,
     /// The blocks that got a copy and have a record of their own, in order; 0 for others.
     pub touched: SmallVec<[RecordId; 64]>,
+    /// The tick before those of the event's blocks: the first block has the latest.
+    pub first_tick: Tick,
+    /// All blocks were of the usual kind, and have their ticks.
+    pub is_whole: bool,
+}
+
+/// A block of the usual kind, about to be stored. Names with their places.
+struct Whole {
+    hash: (EngineHash, Place),
+    key: (BlockKey, Place),
+    known: Known,
+}
+
+impl Whole {
+    fn new(hash: EngineHash, place: Place) -> Self {
+        Self { hash: (hash, place), key: (0, place), known: Known::ToNobody }
+    }
+}
+
+/// Which places were seen before: may say so wrongly.
+#[derive(Default)]
+struct Seen([u64; 16]);
+
+impl Seen {
+    fn is_first(&mut self, place: Place) -> bool {
+        let (word, bit) = (place.bits() as usize >> 6 & 15, 1 << (place.bits() & 63));
+        let is_first = self.0[word] & bit == 0;
+        self.0[word] |= bit;
+        is_first
+    }
 }
 
 /// All of the index.
@@ -193,10 +226,93 @@ impl State {
         stream.irregular.get(parent).map(|block| End::of(&block.end, &block.unfinished))
     }
 
-    /// Store one block of an event: name it if that can be done, add a copy.
-    #[inline]
-    pub fn store_block(&mut self, id: StreamId, storing: &mut Storing, number: usize, hash: EngineHash, report: &mut Report) {
+    /// The ticks of so many uses: the one before the first.
+    pub fn take_ticks(&self, count: usize) -> Tick {
+        self.shared.recency.take(count as u64, self.shared.now_s)
+    }
+
+    /// Store some blocks of an event: name them if that can be done, add a copy of each.
+    pub fn store_blocks(
+        &mut self,
+        id: StreamId,
+        storing: &mut Storing,
+        hashes: &[EngineHash],
+        numbers: Range<usize>,
+        report: &mut Report,
+    ) {
+        let first = numbers.start;
+        let stored = self.store_whole(id, storing, hashes, numbers.clone(), report);
+        for number in first + stored..numbers.end {
+            self.store_block(id, storing, number, hashes[number], report);
+        }
+    }
+
+    /// Store blocks of the usual kind: one index block each, no extras, nothing that waits for them. All keys are made first, so
+    /// that the processor waits for memory once for all of them. Returns how many were stored: up to the first unusual one.
+    fn store_whole(
+        &mut self,
+        id: StreamId,
+        storing: &mut Storing,
+        hashes: &[EngineHash],
+        numbers: Range<usize>,
+        report: &mut Report,
+    ) -> usize {
+        let (shared, stream) = self.parts(id);
+        let (Some((size, tokens)), Some(End::Whole(start))) = (storing.naming, &storing.end) else { return 0 };
+        let is_usual = size == shared.schema.block_size_tokens
+            && storing.extras.is_none_or(|extras| extras.iter().skip(numbers.start).take(numbers.len()).all(Vec::is_empty))
+            && stream.orphans.is_empty()
+            && stream.children.is_empty()
+            && stream.irregular.is_empty();
+        if !is_usual {
+            return 0;
+        }
+        let mut key = *start;
+        let mut blocks: SmallVec<[Whole; STEP_BLOCKS]> = SmallVec::new();
+        blocks.extend(numbers.clone().map(|number| Whole::new(hashes[number], shared.blocks.place(hashes[number]))));
+        black_box(blocks.iter().fold(0, |sum, block| sum ^ shared.blocks.guess_hash(block.hash.1)));
+        for (block, number) in blocks.iter_mut().zip(numbers.clone()) {
+            block.known = shared.blocks.find_hash_at(block.hash.1, block.hash.0, id);
+            key = match block.known {
+                Known::ToStream(record) => shared.blocks.key(record),
+                _ => shared.schema.next_key(key, &tokens[number * size..(number + 1) * size], &mut shared.content),
+            };
+            block.key = (key, shared.blocks.place(key));
+        }
+        black_box(blocks.iter().fold(0, |sum, block| sum ^ shared.blocks.guess_key(block.key.1)));
+        let mut seen = Seen::default();
+        let mut stored = 0;
+        for (block, number) in blocks.iter().zip(numbers) {
+            let link = match block.known {
+                Known::ToStream(record) => Link::Linked(record),
+                Known::ToNobody if seen.is_first(block.hash.1) => shared.blocks.link_new(block.hash, block.key),
+                _ => shared.blocks.link(block.hash.0, block.key.0, id),
+            };
+            let record = match link {
+                Link::Linked(record) => record,
+                Link::Known(_) => break, // the event names a hash twice: what was made of the tokens after it does not hold
+                Link::Full => 0,
+            };
+            storing.end = Some(End::Whole(block.key.0));
+            storing.parent = Some(block.hash.0);
+            storing.touched.push(record);
+            report.stored += 1;
+            stored += 1;
+            if record == 0 {
+                report.refused += 1;
+                continue;
+            }
+            add_copy(shared, stream, storing.slot, record, report);
+            let primary = shared.blocks.primary(record);
+            shared.blocks.stamp(primary, storing.first_tick + (hashes.len() - number) as Tick);
+        }
+        stored
+    }
+
+    /// Store one block of any kind.
+    fn store_block(&mut self, id: StreamId, storing: &mut Storing, number: usize, hash: EngineHash, report: &mut Report) {
         report.stored += 1;
+        storing.is_whole = false;
         let (shared, stream) = self.parts(id);
         let mut record = shared.blocks.find_hash(hash, id);
         if let Some((size, tokens)) = storing.naming {
@@ -206,23 +322,8 @@ impl State {
                 storing.end = Some(End::of(&block.end, &block.unfinished));
             } else {
                 let tokens = &tokens[number * size..(number + 1) * size];
-                let extras = storing.extras.map_or(&[][..], |extras| &extras[number]);
+                let extras = storing.extras.and_then(|extras| extras.get(number)).map_or(&[][..], |extras| extras);
                 match storing.end.take() {
-                    Some(End::Whole(key))
-                        if size == shared.schema.block_size_tokens
-                            && extras.is_empty()
-                            && stream.orphans.is_empty()
-                            && stream.children.is_empty() =>
-                    {
-                        let key = shared.schema.next_key(key, tokens, &mut shared.content);
-                        record = shared.blocks.link(hash, key);
-                        storing.end = Some(End::Whole(key));
-                        if record.is_none() {
-                            report.refused += 1;
-                            storing.touched.push(0);
-                            return;
-                        }
-                    }
                     Some(end) => {
                         storing.end = Some(name(shared, stream, hash, end, tokens, extras, report));
                         record = shared.blocks.find_hash(hash, id);
@@ -234,16 +335,7 @@ impl State {
         }
         storing.touched.push(record.unwrap_or(0));
         match record {
-            Some(record) => {
-                let key = if shared.promises.is_empty() { 0 } else { shared.blocks.key(record) };
-                let change = shared.blocks.change(record, Op::Add(storing.slot, 1));
-                shared.promises.keep(key, &stream.name);
-                report.duplicates += u64::from(change.had_copies);
-                stream.held += u64::from(!change.held_before);
-                if let Some(generation) = change.retired_before {
-                    stream.retired[generation as usize] -= 1;
-                }
-            }
+            Some(record) => add_copy(shared, stream, storing.slot, record, report),
             None => add_elsewhere(shared, stream, storing.slot, hash, report),
         }
     }
@@ -284,7 +376,7 @@ impl State {
     #[inline]
     pub fn expect_hashes(&self, hashes: &[EngineHash]) {
         let blocks = &self.shared.blocks;
-        std::hint::black_box(hashes.iter().fold(0, |sum, hash| sum ^ blocks.guess_hash(*hash)));
+        black_box(hashes.iter().fold(0, |sum, hash| sum ^ blocks.guess_hash(blocks.place(*hash))));
     }
 
     /// Note that a stream will soon hold those of `keys` that it does not hold.
@@ -669,7 +761,7 @@ fn name_one(
         }
         return End::of(&after, &left);
     }
-    let Some(record) = shared.blocks.link(hash, after.key) else {
+    let (Link::Linked(record) | Link::Known(record)) = shared.blocks.link(hash, after.key, stream.id) else {
         report.refused += 1;
         stream.held -= u64::from(!copies.is_empty());
         return End::Whole(after.key);
@@ -684,6 +776,20 @@ fn name_one(
         stream.retired[stream.young as usize] += 1;
     }
     End::Whole(after.key)
+}
+
+/// Add a copy of a block that has a record of its own.
+#[inline]
+fn add_copy(shared: &mut Shared, stream: &mut Stream, slot: Slot, record: RecordId, report: &mut Report) {
+    if !shared.promises.is_empty() {
+        shared.promises.keep(shared.blocks.key(record), &stream.name);
+    }
+    let change = shared.blocks.change(record, Op::Add(slot, 1));
+    report.duplicates += u64::from(change.had_copies);
+    stream.held += u64::from(!change.held_before);
+    if let Some(generation) = change.retired_before {
+        stream.retired[generation as usize] -= 1;
+    }
 }
 
 fn keep_orphan(

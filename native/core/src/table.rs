@@ -7,11 +7,30 @@
 //! A full segment splits in two (some microseconds); nothing else ever moves, so no insertion pauses for long. A name may stand
 //! for several records. The hash is keyed with a secret, so that nobody can choose names that collide.
 
+use crate::pages::{PAGE, Pages};
 use crate::secret::{Secret, mix};
 use hashbrown::HashMap;
 
 /// A record's number: 1 to [`RECORD_MAX`].
 pub type RecordId = u32;
+
+/// Where a name falls in a table: its hash, the same in all tables with the same secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place(u64);
+
+impl Place {
+    /// Where a name falls.
+    #[inline]
+    pub fn of(name: u64, secret: Secret) -> Self {
+        Self(mix(name, secret))
+    }
+
+    /// Some bits of it.
+    #[inline]
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+}
 
 /// The largest record number.
 pub const RECORD_MAX: RecordId = (1 << 27) - 1;
@@ -24,29 +43,13 @@ const TOMB: u32 = 1 << 27;
 /// A directory of 16 Mi entries serves more records than there are numbers.
 const DEPTH_MAX: u32 = 24;
 
+/// What is known of a segment beside its slots.
+#[derive(Clone, Copy, Default)]
 struct Segment {
-    slots: Box<[u32; SEGMENT]>,
-    depth: u32,
     /// Slots that are not empty, tombs included.
     used: u16,
     live: u16,
-}
-
-impl Segment {
-    fn new(depth: u32) -> Self {
-        Self { slots: Box::new([EMPTY; SEGMENT]), depth, used: 0, live: 0 }
-    }
-
-    /// Put a record in a free slot. There must be one.
-    fn put(&mut self, hash: u64, id: RecordId) {
-        let mut at = home(hash);
-        while self.slots[at] & RECORD_MAX != 0 {
-            at = (at + 1) % SEGMENT;
-        }
-        self.used += u16::from(self.slots[at] == EMPTY);
-        self.live += 1;
-        self.slots[at] = tag(hash) | id;
-    }
+    depth: u16,
 }
 
 #[inline]
@@ -65,6 +68,8 @@ pub struct Table {
     depth: u32,
     directory: Vec<u32>,
     segments: Vec<Segment>,
+    /// Of all segments.
+    slots: Pages<u32>,
     /// Records of names that more records share than a segment holds.
     crowd: HashMap<u64, Vec<RecordId>>,
 }
@@ -72,13 +77,18 @@ pub struct Table {
 impl Table {
     /// An empty table.
     pub fn new(secret: Secret) -> Self {
-        Self {
-            secret,
-            depth: 1,
-            directory: vec![0, 1],
-            segments: vec![Segment::new(1), Segment::new(1)],
-            crowd: HashMap::new(),
-        }
+        let (directory, crowd) = (vec![0, 1], HashMap::new());
+        let mut table = Self { secret, depth: 1, directory, segments: Vec::new(), slots: Pages::new(), crowd };
+        table.grow(1);
+        table.grow(1);
+        table
+    }
+
+    /// Add a segment. Returns its number.
+    fn grow(&mut self, depth: u16) -> usize {
+        self.segments.push(Segment { depth, ..Segment::default() });
+        self.slots.reach(self.segments.len() * SEGMENT - 1);
+        self.segments.len() - 1
     }
 
     #[inline]
@@ -86,11 +96,37 @@ impl Table {
         self.directory[(hash >> (64 - self.depth)) as usize] as usize
     }
 
-    /// The first record of a name that `is` the one looked for.
     #[inline]
-    pub fn find(&self, name: u64, mut is: impl FnMut(RecordId) -> bool) -> Option<RecordId> {
-        let hash = mix(name, self.secret);
-        let slots = &self.segments[self.segment_of(hash)].slots;
+    fn slots(&self, segment: usize) -> &[u32; SEGMENT] {
+        const { assert!(PAGE.is_multiple_of(SEGMENT)) };
+        let part = self.slots.part::<SEGMENT>(segment);
+        part.expect("a page holds whole segments")
+    }
+
+    #[inline]
+    fn slots_mut(&mut self, segment: usize) -> &mut [u32; SEGMENT] {
+        self.slots.part_mut::<SEGMENT>(segment).expect("a page holds whole segments")
+    }
+
+    /// Put a record in a free slot of a segment. There must be one.
+    #[inline]
+    fn put(&mut self, segment: usize, hash: u64, id: RecordId) {
+        let slots = self.slots_mut(segment);
+        let mut at = home(hash);
+        while slots[at] & RECORD_MAX != 0 {
+            at = (at + 1) % SEGMENT;
+        }
+        let is_new = slots[at] == EMPTY;
+        slots[at] = tag(hash) | id;
+        self.segments[segment].used += u16::from(is_new);
+        self.segments[segment].live += 1;
+    }
+
+    /// The first record at a name's place that `is` the one looked for.
+    #[inline]
+    pub fn find(&self, place: Place, mut is: impl FnMut(RecordId) -> bool) -> Option<RecordId> {
+        let hash = place.0;
+        let slots = self.slots(self.segment_of(hash));
         let tag = tag(hash);
         let mut at = home(hash);
         loop {
@@ -110,85 +146,79 @@ impl Table {
         self.crowd.get(&hash)?.iter().copied().find(|id| is(*id))
     }
 
-    /// What the home slot of a name holds: looked at ahead of time, it is in the processor's cache when it is needed.
+    /// The record in a name's home slot, if it may be the name's. Looked at ahead of time, the slot is in the processor's cache
+    /// when it is needed.
     #[inline]
-    pub fn first_guess(&self, name: u64) -> RecordId {
-        let hash = mix(name, self.secret);
-        self.segments[self.segment_of(hash)].slots[home(hash)] & RECORD_MAX
+    pub fn first_guess(&self, place: Place) -> RecordId {
+        let hash = place.0;
+        let slot = self.slots(self.segment_of(hash))[home(hash)];
+        if slot & TAG == tag(hash) { slot & RECORD_MAX } else { 0 }
     }
 
-    /// Add a record under a name; `name_of` tells the names of those already here.
-    pub fn insert(&mut self, name: u64, id: RecordId, name_of: impl Fn(RecordId) -> u64) {
-        let hash = mix(name, self.secret);
+    /// Add a record at its name's place; `name_of` tells the names of those already here.
+    pub fn insert(&mut self, place: Place, id: RecordId, name_of: impl Fn(RecordId) -> u64) {
+        let hash = place.0;
         loop {
             let at = self.segment_of(hash);
-            let segment = &mut self.segments[at];
-            if segment.used < USED_MAX {
-                segment.put(hash, id);
+            let Segment { used, live, depth } = self.segments[at];
+            if used < USED_MAX {
+                self.put(at, hash, id);
                 return;
             }
-            let here: Vec<(u64, RecordId)> = segment
-                .slots
-                .iter()
-                .map(|slot| slot & RECORD_MAX)
-                .filter(|id| *id != 0)
-                .map(|id| (mix(name_of(id), self.secret), id))
-                .collect();
-            let crowded = segment.depth == DEPTH_MAX || here.iter().all(|(other, _)| *other == hash);
-            if segment.live > USED_MAX / 4 * 3 && crowded {
+            let ids: Vec<RecordId> = self.slots(at).iter().map(|slot| slot & RECORD_MAX).filter(|id| *id != 0).collect();
+            let here: Vec<(u64, RecordId)> = ids.into_iter().map(|id| (mix(name_of(id), self.secret), id)).collect();
+            if live <= USED_MAX / 4 * 3 {
+                self.refill(at, depth, here.into_iter());
+            } else if u32::from(depth) == DEPTH_MAX || here.iter().all(|(other, _)| *other == hash) {
                 self.crowd.entry(hash).or_default().push(id);
                 return;
-            }
-            if segment.live > USED_MAX / 4 * 3 {
-                self.split(at, &here);
             } else {
-                let depth = segment.depth;
-                self.refill(at, depth, here.into_iter());
+                self.split(at, depth + 1, &here);
             }
         }
     }
 
-    fn refill(&mut self, at: usize, depth: u32, records: impl Iterator<Item = (u64, RecordId)>) {
-        let segment = &mut self.segments[at];
-        segment.slots.fill(EMPTY);
-        (segment.depth, segment.used, segment.live) = (depth, 0, 0);
+    fn refill(&mut self, at: usize, depth: u16, records: impl Iterator<Item = (u64, RecordId)>) {
+        self.slots_mut(at).fill(EMPTY);
+        self.segments[at] = Segment { depth, ..Segment::default() };
         for (hash, id) in records {
-            segment.put(hash, id);
+            self.put(at, hash, id);
         }
     }
 
-    fn split(&mut self, at: usize, here: &[(u64, RecordId)]) {
-        let depth = self.segments[at].depth + 1;
-        if depth > self.depth {
+    fn split(&mut self, at: usize, depth: u16, here: &[(u64, RecordId)]) {
+        let bits = u32::from(depth);
+        if bits > self.depth {
             self.directory = self.directory.iter().flat_map(|segment| [*segment; 2]).collect();
-            self.depth = depth;
+            self.depth = bits;
         }
-        let is_upper = |hash: u64| hash >> (64 - depth) & 1 == 1;
-        let upper = self.segments.len();
-        self.segments.push(Segment::new(depth));
+        let is_upper = |hash: u64| hash >> (64 - bits) & 1 == 1;
+        let upper = self.grow(depth);
         self.refill(upper, depth, here.iter().copied().filter(|(hash, _)| is_upper(*hash)));
         self.refill(at, depth, here.iter().copied().filter(|(hash, _)| !is_upper(*hash)));
-        let share = 1 << (self.depth - depth);
-        let first = (here[0].0 >> (64 - depth) | 1) as usize * share;
+        let share = 1 << (self.depth - bits);
+        let first = (here[0].0 >> (64 - bits) | 1) as usize * share;
         self.directory[first..first + share].fill(upper as u32);
     }
 
     /// Take a record out. Nothing happens if it isn't there.
-    pub fn remove(&mut self, name: u64, id: RecordId) {
-        let hash = mix(name, self.secret);
+    pub fn remove(&mut self, place: Place, id: RecordId) {
+        let hash = place.0;
         let at = self.segment_of(hash);
-        let segment = &mut self.segments[at];
-        if let Some(slot) = position(&segment.slots, hash, id) {
-            segment.live -= 1;
-            segment.slots[slot] = TOMB;
-            if segment.slots[(slot + 1) % SEGMENT] == EMPTY {
+        let slots = self.slots_mut(at);
+        if let Some(slot) = position(slots, hash, id) {
+            slots[slot] = TOMB;
+            let mut emptied = 0;
+            if slots[(slot + 1) % SEGMENT] == EMPTY {
                 let mut last = slot;
-                while segment.slots[last] == TOMB {
-                    segment.slots[last] = EMPTY;
-                    segment.used -= 1;
+                while slots[last] == TOMB {
+                    slots[last] = EMPTY;
+                    emptied += 1;
                     last = (last + SEGMENT - 1) % SEGMENT;
                 }
             }
+            self.segments[at].live -= 1;
+            self.segments[at].used -= emptied;
         } else if let Some(crowd) = self.crowd.get_mut(&hash) {
             crowd.retain(|other| *other != id);
             if crowd.is_empty() {
@@ -198,19 +228,15 @@ impl Table {
     }
 
     /// Put a record in another's place, under the same name.
-    pub fn replace(&mut self, name: u64, old: RecordId, new: RecordId) {
-        let hash = mix(name, self.secret);
+    pub fn replace(&mut self, place: Place, old: RecordId, new: RecordId) {
+        let hash = place.0;
         let at = self.segment_of(hash);
-        if let Some(slot) = position(&self.segments[at].slots, hash, old) {
-            self.segments[at].slots[slot] = tag(hash) | new;
+        let slots = self.slots_mut(at);
+        if let Some(slot) = position(slots, hash, old) {
+            slots[slot] = tag(hash) | new;
         } else if let Some(crowd) = self.crowd.get_mut(&hash) {
             crowd.iter_mut().filter(|other| **other == old).for_each(|other| *other = new);
         }
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        self.directory.capacity() * 4 + self.segments.len() * (SEGMENT * 4 + size_of::<Segment>() + 16)
     }
 }
 
@@ -231,45 +257,49 @@ mod tests {
     use super::*;
     use crate::secret::fixed;
 
+    fn at(name: u64) -> Place {
+        Place::of(name, fixed())
+    }
+
     #[test]
     fn finds_what_was_inserted_and_not_what_was_removed() {
         let mut table = Table::new(fixed());
         let name = |id: RecordId| u64::from(id).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         for id in 1..=200_000 {
-            table.insert(name(id), id, name);
+            table.insert(at(name(id)), id, name);
         }
         for id in (1..=200_000).step_by(3) {
-            table.remove(name(id), id);
+            table.remove(at(name(id)), id);
         }
         for id in 1..=200_000 {
-            let found = table.find(name(id), |other| other == id);
+            let found = table.find(at(name(id)), |other| other == id);
             assert_eq!(found, (id % 3 != 1).then_some(id));
         }
         for id in (1..=200_000).step_by(3) {
-            table.insert(name(id), id, name);
+            table.insert(at(name(id)), id, name);
         }
-        assert!((1..=200_000).all(|id| table.find(name(id), |other| other == id).is_some()));
+        assert!((1..=200_000).all(|id| table.find(at(name(id)), |other| other == id).is_some()));
     }
 
     #[test]
     fn one_name_may_stand_for_more_records_than_a_segment_holds() {
         let mut table = Table::new(fixed());
         for id in 1..=5000 {
-            table.insert(7, id, |_| 7);
+            table.insert(at(7), id, |_| 7);
         }
-        assert!((1..=5000).all(|id| table.find(7, |other| other == id) == Some(id)));
+        assert!((1..=5000).all(|id| table.find(at(7), |other| other == id) == Some(id)));
         assert!(table.directory.len() <= 2, "names that can't be told apart must not grow the directory");
         for id in 1..=5000 {
-            table.remove(7, id);
+            table.remove(at(7), id);
         }
-        assert_eq!(table.find(7, |_| true), None);
+        assert_eq!(table.find(at(7), |_| true), None);
     }
 
     #[test]
     fn a_record_can_take_anothers_place() {
         let mut table = Table::new(fixed());
-        table.insert(1, 1, |_| 1);
-        table.replace(1, 1, 2);
-        assert_eq!(table.find(1, |_| true), Some(2));
+        table.insert(at(1), 1, |_| 1);
+        table.replace(at(1), 1, 2);
+        assert_eq!(table.find(at(1), |_| true), Some(2));
     }
 }

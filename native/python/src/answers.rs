@@ -49,9 +49,10 @@ pub fn infos(state: &State, pods: Option<&[String]>) -> Vec<InfoTuple> {
     let streams = state.streams().filter(|stream| wanted(&stream.name.pod));
     streams
         .map(|stream| {
-            let groups = stream.groups.iter().map(|(index, spec)| {
-                (*index, (kind_name(spec.kind), spec.window_tokens, spec.block_size_tokens))
-            });
+            let groups = stream
+                .groups
+                .iter()
+                .map(|(index, spec)| (*index, (kind_name(spec.kind), spec.window_tokens, spec.block_size_tokens)));
             (
                 (stream.name.pod.to_string(), stream.name.dp_rank),
                 stream.model.as_deref().map(Into::into),
@@ -164,13 +165,17 @@ pub fn events<'py>(py: Python<'py>, batch: &kvatlas_core::events::Batch) -> PyRe
                 event.group,
                 event.spec.map(|spec| (kind_name(spec.kind), spec.window_tokens, spec.block_size_tokens)),
                 event.lora_name.as_deref().map(str::to_owned),
-                event.extras.as_ref().map(|all| all.iter().map(extras).collect::<Vec<_>>()),
+                event.extras.as_ref().map(|all| {
+                    let mut all: Vec<_> = all.iter().map(extras).collect();
+                    all.resize(event.hashes.len(), Vec::new());
+                    all
+                }),
             )
                 .into_pyobject(py)?
                 .into_any(),
-            Event::Removed(event) => {
-                (batch.hashes[event.hashes.clone()].to_vec(), event.tier.0.to_string(), event.group).into_pyobject(py)?.into_any()
-            }
+            Event::Removed(event) => (batch.hashes[event.hashes.clone()].to_vec(), event.tier.0.to_string(), event.group)
+                .into_pyobject(py)?
+                .into_any(),
             Event::Cleared(tier) => (tier.as_ref().map(|tier| tier.0.to_string()),).into_pyobject(py)?.into_any(),
         })
     };

@@ -44,17 +44,8 @@ pub fn extra((offset_tokens, kind, value): ExtraTuple) -> Extra {
 /// `(kind, window_tokens, block_size_tokens)`, as `kvatlas.types.GroupSpec`.
 pub type SpecTuple = (String, Option<u64>, Option<u32>);
 
-type StoredTuple = (
-    Vec<u64>,
-    Option<u64>,
-    Tokens,
-    Option<u32>,
-    String,
-    u32,
-    Option<SpecTuple>,
-    Option<String>,
-    Option<Vec<Vec<ExtraTuple>>>,
-);
+type StoredTuple =
+    (Vec<u64>, Option<u64>, Tokens, Option<u32>, String, u32, Option<SpecTuple>, Option<String>, Option<Vec<Vec<ExtraTuple>>>);
 
 /// An event as a tuple: told apart by what it has.
 #[derive(FromPyObject)]

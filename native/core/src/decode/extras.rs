@@ -15,7 +15,7 @@ pub(super) struct Context<'a> {
     pub(super) salt: Option<&'a str>,
 }
 
-/// Return one list a hash, or none where the event has none. `left`: how many more extras the payload may hold.
+/// Return one list a hash up to the last hash that has any, or nothing where the event has no extra keys. `left`: how many more extras the payload may hold.
 pub(super) fn read(
     extra_keys: Option<Reader>,
     context: &Context,
@@ -27,18 +27,23 @@ pub(super) fn read(
             if reader.array()? != context.hashes {
                 return Err(Unusual);
             }
-            let mut blocks = Vec::with_capacity(context.hashes);
+            let mut blocks = Vec::new();
             for i in 0..context.hashes {
                 let place = Place { first: context.starts_chain && i == 0, salt_apart: salt.is_some() };
-                blocks.push(read_block(&mut reader, context.lora_name, place, left)?);
+                let extras = read_block(&mut reader, context.lora_name, place, left)?;
+                if !extras.is_empty() {
+                    blocks.resize(i, Vec::new());
+                    blocks.push(extras);
+                }
             }
             blocks
         }
-        None if salt.is_some() => vec![Vec::new(); context.hashes],
+        None if salt.is_some() => Vec::new(),
         None => return Ok(None),
     };
-    if let (Some(salt), Some(first)) = (salt, blocks.first_mut()) {
-        first.push(extra("salt", salt.as_bytes()));
+    if let Some(salt) = salt {
+        blocks.resize(blocks.len().max(1), Vec::new());
+        blocks[0].push(extra("salt", salt.as_bytes()));
     }
     Ok(Some(blocks))
 }

@@ -165,7 +165,7 @@ impl<'a> Fields<'a> {
         Ok(match name.as_str() {
             "cpu_pinned" | "host" => Tier::named("cpu"),
             "external" => Tier::named("storage"),
-            _ => Tier(name.into_boxed_str()),
+            name => Tier::named(name),
         })
     }
 

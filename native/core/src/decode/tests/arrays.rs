@@ -75,7 +75,7 @@ fn sglang_has_its_metadata_behind_the_medium_or_at_the_end() {
         assert_eq!(event.lora_name, None);
         let extras = event.extras.unwrap();
         assert_eq!((&*extras[0][0].kind, &*extras[0][0].value, extras[0].len()), ("salt", &b"tenant"[..], 1));
-        assert_eq!(extras[1..], [vec![]]);
+        assert_eq!(extras.len(), 1);
     }
 }
 

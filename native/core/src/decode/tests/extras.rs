@@ -15,7 +15,11 @@ fn extras(event: Value) -> Option<Vec<Vec<Plain>>> {
         let tuple = |extra: crate::events::Extra| (extra.offset_tokens, extra.kind.to_string(), extra.value.to_vec());
         blocks.into_iter().map(|block| block.into_iter().map(tuple).collect()).collect()
     };
-    event.extras.map(plain)
+    let padded = |mut blocks: Vec<Vec<_>>| {
+        blocks.resize(event.hashes.len(), Vec::new());
+        blocks
+    };
+    event.extras.map(plain).map(padded)
 }
 
 fn one(offset_tokens: i64, kind: &str, value: &[u8]) -> Vec<Plain> {
