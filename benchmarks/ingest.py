@@ -31,7 +31,7 @@ _UNIT = "blocks/CPU s"
 
 def run(*, quick: bool, place: Placement) -> list[Result]:
     blocks = 200_000 if quick else 1_000_000
-    rounds = 2 if quick else 5
+    rounds = 2 if quick else 3
     results = []
     for pods in (8, 64) if quick else (8, 64, 256):
         results += _frames(place, Fleet.of_entries(blocks, pods), 64, rounds, reach=4.0)

@@ -28,7 +28,7 @@ _BASELINE = f"{DYNAMO} RadixTree"
 
 def run(*, quick: bool, place: Placement) -> list[Result]:
     fleet = Fleet.of_entries(200_000 if quick else 1_000_000, 8)
-    rounds = 2 if quick else 5
+    rounds = 2 if quick else 3
     with both(place) as (ours, theirs):
         results = [
             _events(ours, theirs, fleet, "64 hashes an event", 64, 1, rounds),

@@ -231,7 +231,7 @@ class MeasuredSide(ABC):
 
     def readers(self, prompts: list[int], blocks: int, seconds: float, rounds: int, writer_core: int | None) -> dict[str, Any]:
         """Ask in one thread: alone, and while another thread stores and removes without pause; in turns."""
-        asked = [self.keys(Chain(prompt))[:blocks] for prompt in prompts]
+        asked = [self.buffer(self.keys(Chain(prompt))[:blocks], "Q") for prompt in prompts]
         idle_us: list[float] = []
         busy_us: list[float] = []
         rates: list[float] = []
@@ -247,7 +247,7 @@ class MeasuredSide(ABC):
 
     def threads(self, prompts: list[int], count: int, seconds: float) -> dict[str, float]:
         """Return what ``count`` threads reach together: queries of 512 keys a second, and blocks stored a second."""
-        asked = [self.keys(Chain(prompt))[:512] for prompt in prompts]
+        asked = [self.buffer(self.keys(Chain(prompt))[:512], "Q") for prompt in prompts]
         finds = [0] * count
         fleets = [Fleet(chains=8, pods=1, first_chain=6_000_000 + 8 * index) for index in range(count)]
         turns = [list(self._arrivals(fleet, 64)) for fleet in fleets]
