@@ -1,5 +1,140 @@
 """The native core (native/python), used through `kvatlas.index.native`. `make lint` compares this with the built module."""
 
-__all__ = ["VERSION"]
+from collections.abc import Sequence
+from typing import TypeAlias, final
+
+from typing_extensions import Buffer
+
+__all__ = ["VERSION", "Core", "Scores", "decode"]
 
 VERSION: str
+
+_Extra: TypeAlias = tuple[int, str, bytes]
+"""Offset in tokens, kind, value."""
+
+_Spec: TypeAlias = tuple[str, int | None, int | None]
+"""Kind, window in tokens, block size in tokens."""
+
+_Stored: TypeAlias = tuple[
+    Sequence[int],
+    int | None,
+    Buffer | Sequence[int],
+    int | None,
+    str,
+    int,
+    _Spec | None,
+    str | None,
+    Sequence[Sequence[_Extra]] | None,
+]
+"""Hashes, parent, token ids, block size in tokens, tier, group, spec, adapter, extras (one list a hash)."""
+
+_Removed: TypeAlias = tuple[Sequence[int], str, int | None]
+"""Hashes, tier, group."""
+
+_Cleared: TypeAlias = tuple[str | None]
+"""Tier."""
+
+_Event: TypeAlias = _Stored | _Removed | _Cleared
+
+_Report: TypeAlias = tuple[int, int, int, int, int, int, int, int, int]
+"""The fields of ``kvatlas.types.ApplyReport``, in order."""
+
+_Applied: TypeAlias = tuple[int, _Report, int, int, int, float | None, list[str]]
+"""Rank, report, stored, removed and cleared events, last timestamp, tiers stored to."""
+
+_Name: TypeAlias = tuple[str, int]
+"""Pod, rank."""
+
+_Info: TypeAlias = tuple[_Name, str | None, list[tuple[int, _Spec]], int | None, int, int, float | None]
+"""Name, model, groups, stale (a code), blocks, orphans, timestamp of the last event."""
+
+_Holder: TypeAlias = tuple[str, int, str, int, int]
+"""Pod, rank, tier, group, copies."""
+
+_Found: TypeAlias = tuple[list[tuple[int, int, int]], list[list[_Holder]], list[tuple[int, _Name]], list[_Info]]
+"""Runs of keys (first, past the last, number of its holders), holders by number, promises by position, streams."""
+
+_Question: TypeAlias = tuple[list[str] | None, str | None, str, list[tuple[str, float]], float, float]
+"""Pods, model, scorer, weights by tier, weight of other tiers, factor for stale streams."""
+
+_Row: TypeAlias = tuple[str, int, str | None, float, int, int, int, list[tuple[str, int]], int, int | None]
+"""Pod, rank, model, score, matched blocks, matched and cached tokens, blocks by tier, speculative blocks, stale (a code)."""
+
+def decode(payload: bytes, wire: str) -> tuple[float | None, int | None, list[_Event]] | None:
+    """Return a payload's timestamp, rank and events; None for one that the Python decoder has to judge."""
+
+@final
+class Scores:
+    """What the candidates hold of one prompt."""
+
+    blocks: int
+    """Whole blocks of the prompt."""
+    blocks_held: int
+    """Of those, how many at least one stream holds or was promised."""
+
+    def __len__(self) -> int: ...
+    def to_dict(self) -> dict[_Name, int]:
+        """Return the matched blocks of every stream that has some."""
+
+    def rows(self) -> list[_Row]:
+        """Return all that there is to tell, one row a stream."""
+
+@final
+class Core:
+    """An index. ``now_s`` and ``end_s`` are of one clock, in seconds. Every call releases the GIL."""
+
+    def __new__(
+        cls,
+        block_size_tokens: int,
+        seed: str,
+        *,
+        ttl_s: float,
+        blocks_max: int,
+        bytes_max: int,
+        orphans_max: int,
+        retired_max: int,
+        promises_max: int,
+    ) -> Core: ...
+    def apply_payloads(
+        self, pod: str, dp_rank: int, payloads: Sequence[bytes], wire: str, model: str | None, now_s: float
+    ) -> tuple[int, list[_Applied]]:
+        """Decode and apply payloads up to the first that the Python decoder has to judge; return how many, and what it did."""
+
+    def apply(
+        self, pod: str, dp_rank: int, events: Sequence[_Event], model: str | None, timestamp_s: float | None, now_s: float
+    ) -> _Report:
+        """Apply one batch of events, in order."""
+
+    def lookup(self, keys: Buffer | Sequence[int], pods: list[str] | None, now_s: float) -> _Found:
+        """Find who holds each key. ``keys``: fastest as a buffer of unsigned 64-bit integers."""
+
+    def score_tokens(
+        self, tokens: Buffer | Sequence[int], root: int, extras: Sequence[_Extra], question: _Question, now_s: float
+    ) -> Scores:
+        """Score a prompt. ``tokens``: fastest as a buffer of unsigned 32-bit integers."""
+
+    def score_prompts(
+        self, prompts: Sequence[tuple[Buffer | Sequence[int], int, Sequence[_Extra]]], question: _Question, now_s: float
+    ) -> list[Scores]:
+        """Score prompts, each with its root and extras."""
+
+    def score_keys(self, keys: Buffer | Sequence[int], prompt_tokens: int, question: _Question, now_s: float) -> Scores:
+        """Score a prompt by the keys of its blocks."""
+
+    def promise(self, pod: str, dp_rank: int, keys: Buffer | Sequence[int], end_s: float) -> None:
+        """Note that a stream will soon hold these keys."""
+
+    def mark(self, pod: str, dp_rank: int, stale: int | None) -> None:
+        """Say why a stream's entries may be wrong (a code of the caller's), or that they are right."""
+
+    def drop(self, pod: str, dp_rank: int, forget: bool) -> int:
+        """Drop all that a stream holds; return entries dropped."""
+
+    def expire(self, now_s: float) -> int:
+        """Evict what is due, and clean up; return blocks evicted."""
+
+    def streams(self) -> list[_Info]:
+        """Return what is known of each stream."""
+
+    def stats(self) -> Sequence[int]:
+        """Return the fields of ``kvatlas.types.IndexStats``, in order."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 
-import msgspec
-
 from kvatlas.config import Config, EngineSettings
 from kvatlas.index import Index, IndexLimits, make_index
 from kvatlas.ingest.apply import Applier
@@ -22,8 +20,8 @@ from kvatlas.ingest.worker import StreamWorker
 from kvatlas.keys import KeySchema, as_token_array
 from kvatlas.observe.metrics import Metrics
 from kvatlas.results import BlockLocality, Holder, PodScore, PodStatus, Query, ScoreResult
-from kvatlas.score import Holdings, Scorer, TierWeights, load_scorer, longest_prefix
-from kvatlas.types import GPU, BlockKey, DpRank, Frame, GroupIdx, IndexStats, PodId, Stream, StreamInfo, Tier
+from kvatlas.score import Matcher, Prompt, Scorer, TierWeights, load_scorer
+from kvatlas.types import GPU, BlockKey, DpRank, Frame, GroupIdx, IndexStats, PodId, Stream, StreamInfo, StreamScore, Tier
 
 
 class Indexer:
@@ -42,11 +40,12 @@ class Indexer:
         self.schema = KeySchema(settings.keys.block_size, settings.keys.seed)
         self.index: Index = index or make_index(self.schema, _index_limits(settings), clock, settings.index.core)
         self.metrics = metrics or Metrics(core=self.index.core)
-        self._weights = TierWeights(
+        weights = TierWeights(
             {Tier(name): weight for name, weight in settings.tiered_cache.weights.items()},
             settings.tiered_cache.unknown_weight,
         )
-        self._stale_weight = settings.ingest.stale_weight if settings.ingest.stale_entries == "downweight" else 1.0
+        stale_weight = settings.ingest.stale_weight if settings.ingest.stale_entries == "downweight" else 1.0
+        self._matcher = Matcher(self.index, self.schema, weights, stale_weight)
         self._scorers: dict[str, Scorer] = {settings.scorer: load_scorer(settings.scorer)}
         self._ingest = Ingestor(
             self.index,
@@ -105,25 +104,24 @@ class Indexer:
         if name not in self._scorers:
             self._scorers[name] = load_scorer(name)
         scorer = self._scorers[name]
-        tokens = as_token_array(query.token_ids)
-        keys = self.block_keys(msgspec.structs.replace(query, token_ids=tokens))
-        holdings = Holdings(self.index.lookup(keys, query.pods), self._weights)
-        by_pod: dict[PodId, list[PodScore]] = {}
         model = self._canonical(query.model)
-        for stream, info in holdings.streams.items():
-            scored = self._score_stream(scorer, holdings, stream, len(tokens))
-            if info.model in (None, model) or scored.score > 0:
-                by_pod.setdefault(stream.pod, []).append(scored)
-        pods = sorted((_best_rank(ranks) for ranks in by_pod.values()), key=lambda pod: (-pod.score, pod.pod))
+        tokens = as_token_array(query.token_ids)
+        found = self._matcher.match(
+            Prompt(tokens, model, query.lora_name, query.cache_salt, query.multimodal, query.pods), scorer
+        )
+        by_pod: dict[PodId, list[StreamScore]] = {}
+        for stream in found.streams:
+            by_pod.setdefault(stream.stream.pod, []).append(stream)
+        pods = sorted((_pod_score(ranks) for ranks in by_pod.values()), key=lambda pod: (-pod.score, pod.pod))
         best_blocks = max((pod.matched_blocks for pod in pods), default=0)
-        self.metrics.query("score", time.perf_counter() - started_s, len(keys), best_blocks)
+        self.metrics.query("score", time.perf_counter() - started_s, found.blocks, best_blocks)
         return ScoreResult(
             pods=tuple(pods),
             scorer=name,
             prompt_tokens=len(tokens),
-            blocks=len(keys),
-            cache_hits=holdings.blocks_held,
-            coverage=holdings.blocks_held / len(keys) if keys else 0.0,
+            blocks=found.blocks,
+            cache_hits=found.blocks_held,
+            coverage=found.blocks_held / found.blocks if found.blocks else 0.0,
         )
 
     def candidates(self, query: Query, limit: int | None = None) -> tuple[PodScore, ...]:
@@ -156,30 +154,6 @@ class Indexer:
 
     def _canonical(self, model: str) -> str:
         return self.config.models.get(model, model)
-
-    def _score_stream(self, scorer: Scorer, holdings: Holdings, stream: Stream, prompt_tokens: int) -> PodScore:
-        hit = longest_prefix(holdings, stream, prompt_tokens, self.schema.block_size_tokens)
-        info = holdings.streams[stream]
-        score = scorer.score(holdings, stream, hit)
-        if info.stale is not None:
-            score *= self._stale_weight
-        tiers: dict[Tier, int] = {}
-        for tier in hit.tiers:
-            tiers[tier] = tiers.get(tier, 0) + 1
-        return PodScore(
-            pod=stream.pod,
-            model=info.model,
-            score=score,
-            matched_blocks=len(hit.tiers),
-            matched_tokens=hit.tokens,
-            predicted_cached_tokens=hit.cached_tokens,
-            tiers=tiers,
-            dp_rank=stream.dp_rank,
-            predicted_by_rank={stream.dp_rank: hit.cached_tokens},
-            speculative_blocks=hit.speculative,
-            stale=info.stale is not None,
-            stale_reason=info.stale,
-        )
 
     # -- write path ---------------------------------------------------------------------------------------------------
 
@@ -221,11 +195,25 @@ class Indexer:
         return None
 
 
-def _best_rank(ranks: Sequence[PodScore]) -> PodScore:
-    """Return a pod's best rank, with what each of them would serve."""
-    best = max(ranks, key=lambda rank: (rank.score, rank.predicted_cached_tokens, -rank.dp_rank))
-    predicted = {rank.dp_rank: rank.predicted_cached_tokens for rank in sorted(ranks, key=lambda rank: rank.dp_rank)}
-    return msgspec.structs.replace(best, predicted_by_rank=predicted)
+def _pod_score(ranks: Sequence[StreamScore]) -> PodScore:
+    """Return what a pod's best rank holds, with what each of them would serve."""
+    best = max(ranks, key=lambda rank: (rank.score, rank.cached_tokens, -rank.stream.dp_rank))
+    return PodScore(
+        pod=best.stream.pod,
+        model=best.model,
+        score=best.score,
+        matched_blocks=best.matched_blocks,
+        matched_tokens=best.matched_tokens,
+        predicted_cached_tokens=best.cached_tokens,
+        tiers=best.tiers,
+        dp_rank=best.stream.dp_rank,
+        predicted_by_rank={
+            rank.stream.dp_rank: rank.cached_tokens for rank in sorted(ranks, key=lambda rank: rank.stream.dp_rank)
+        },
+        speculative_blocks=best.speculative,
+        stale=best.stale is not None,
+        stale_reason=best.stale,
+    )
 
 
 def _status(info: StreamInfo, worker: StreamWorker | None) -> PodStatus:

@@ -210,6 +210,34 @@ class Lookup(msgspec.Struct, frozen=True):
     streams: Mapping[Stream, StreamInfo]
 
 
+class StreamScore(msgspec.Struct, frozen=True):
+    """What one stream holds of one prompt, and what that is worth to a scorer."""
+
+    stream: Stream
+    model: str | None
+    score: float
+    matched_blocks: int
+    """Index blocks of the longest prefix that a request could reuse."""
+    matched_tokens: int
+    cached_tokens: int
+    """The same under the engine's rule that the last token is always computed: at most prompt tokens - 1."""
+    tiers: Mapping[Tier, int]
+    """Matched blocks by the tier that they would be read from."""
+    speculative: int
+    """Matched blocks that rest on a promise only."""
+    stale: StaleReason | None
+
+
+class PromptScores(msgspec.Struct, frozen=True):
+    """Every candidate for a prompt, in no order."""
+
+    streams: Sequence[StreamScore]
+    blocks: int
+    """Whole index blocks in the prompt."""
+    blocks_held: int
+    """Of those, how many at least one stream holds or was promised."""
+
+
 class ApplyReport(msgspec.Struct):
     """What applying events did, in blocks."""
 

@@ -162,7 +162,7 @@ ALLOWED_IMPORTS = {
     "keys": {"types", "errors"},
     "results": {"keys", "types"},
     "index": {"keys", "types", "errors"},
-    "score": {"types", "errors"},
+    "score": {"index", "keys", "types", "errors"},
     "config": {"errors"},
     "observe": {"config", "results", "types", "errors"},
     "ingest": {"index", "keys", "config", "observe", "types", "errors", "proto"},

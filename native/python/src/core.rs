@@ -14,8 +14,8 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
-/// What payloads did to one rank: `(rank, report, stored, removed, cleared, last timestamp, cleared last, tiers stored to)`
-type AppliedTuple = (u32, ReportTuple, u64, u64, u64, Option<f64>, bool, Vec<String>);
+/// What payloads did to one rank: `(rank, report, stored events, removed events, cleared events, last timestamp, tiers stored to)`
+type AppliedTuple = (u32, ReportTuple, u64, u64, u64, Option<f64>, Vec<String>);
 
 /// What is asked for beside the keys: `(pods, model, scorer, weights by tier, weight of others, stale weight)`
 type QuestionTuple = (Option<Vec<String>>, Option<String>, String, Vec<(String, f64)>, f64, f64);
@@ -56,7 +56,6 @@ struct Applied {
     removed: u64,
     cleared: u64,
     timestamp_s: Option<f64>,
-    cleared_last: bool,
     tiers: Vec<String>,
 }
 
@@ -72,25 +71,13 @@ impl Applied {
                     }
                 }
                 Event::Removed(_) => self.removed += 1,
-                Event::Cleared(_) => {
-                    self.cleared += 1;
-                    self.cleared_last = true;
-                }
+                Event::Cleared(_) => self.cleared += 1,
             }
         }
     }
 
     fn into_tuple(self) -> AppliedTuple {
-        (
-            self.dp_rank,
-            answers::report(&self.report),
-            self.stored,
-            self.removed,
-            self.cleared,
-            self.timestamp_s,
-            self.cleared_last,
-            self.tiers,
-        )
+        (self.dp_rank, answers::report(&self.report), self.stored, self.removed, self.cleared, self.timestamp_s, self.tiers)
     }
 }
 

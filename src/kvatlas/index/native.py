@@ -8,12 +8,10 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeAlias
-
-import msgspec
+from typing import TypeAlias, cast
 
 from kvatlas import _native
-from kvatlas.index.protocol import IndexLimits
+from kvatlas.index.protocol import AppliedPayloads, IndexLimits, RankApplied, Weighing
 from kvatlas.keys import KeySchema, TokenIds, as_token_array, prompt_extras
 from kvatlas.types import (
     AllBlocksCleared,
@@ -25,66 +23,27 @@ from kvatlas.types import (
     DpRank,
     Event,
     EventBatch,
+    Extra,
     GroupIdx,
     GroupSpec,
     IndexStats,
     Lookup,
     MultimodalItem,
     PodId,
+    PromptScores,
     Slot,
     StaleReason,
     Stream,
     StreamInfo,
+    StreamScore,
     Tier,
 )
 
 BlockKeys: TypeAlias = "Sequence[BlockKey] | array[int]"
-"""Block keys: a sequence, or (fastest) a buffer of unsigned 64-bit integers."""
-
-WIRES = frozenset({"vllm", "sglang"})
-"""The decoders whose payloads are read natively."""
+"""Block keys: a sequence, or (fastest) an array('Q')."""
 
 _REASONS = list(StaleReason)
 _CODES = {reason: code for code, reason in enumerate(_REASONS)}
-
-
-class RankApplied(msgspec.Struct, frozen=True):
-    """What payloads did to one rank that they named."""
-
-    dp_rank: DpRank
-    report: ApplyReport
-    stored_events: int
-    removed_events: int
-    cleared_events: int
-    timestamp_s: float | None
-    """Of the last payload, unix seconds."""
-    cleared: bool
-    """The device was among what was cleared, or another tier."""
-    tiers: frozenset[Tier]
-    """Tiers that blocks were stored to."""
-
-
-class AppliedPayloads(msgspec.Struct, frozen=True):
-    """``taken`` payloads were applied; the next one, if there is one, is for the Python decoder to judge."""
-
-    taken: int
-    ranks: tuple[RankApplied, ...]
-
-    @property
-    def report(self) -> ApplyReport:
-        total = ApplyReport()
-        for rank in self.ranks:
-            total.add(rank.report)
-        return total
-
-
-class Weighing(msgspec.Struct, frozen=True):
-    """How to score: a built-in scorer, what tiers are worth, and what a stale stream's score counts."""
-
-    scorer: str = "longest-prefix"
-    by_tier: Mapping[Tier, float] = msgspec.field(default_factory=lambda: {Tier("gpu"): 1.0})
-    unknown: float = 0.1
-    stale_weight: float = 1.0
 
 
 class NativeIndex:
@@ -120,13 +79,7 @@ class NativeIndex:
     def apply_payloads(
         self, stream: Stream, payloads: Sequence[bytes], decoder: str = "vllm", model: str | None = None
     ) -> AppliedPayloads:
-        """Decode and apply payloads in order, up to the first that is damaged or odd: that one is for the Python decoder.
-
-        ``decoder``: one of :data:`WIRES`. A payload that names a rank speaks for that rank of the pod.
-        """
-        taken, ranks = self._core.apply_payloads(
-            stream.pod, stream.dp_rank, payloads, decoder, model or None, self._clock()
-        )
+        taken, ranks = self._core.apply_payloads(stream.pod, stream.dp_rank, payloads, decoder, model or None, self._clock())
         return AppliedPayloads(
             taken,
             tuple(
@@ -137,10 +90,9 @@ class NativeIndex:
                     removed,
                     cleared,
                     timestamp_s,
-                    cleared_last,
                     frozenset(map(Tier, tiers)),
                 )
-                for dp_rank, report, stored, removed, cleared, timestamp_s, cleared_last, tiers in ranks
+                for dp_rank, report, stored, removed, cleared, timestamp_s, tiers in ranks
             ),
         )
 
@@ -167,7 +119,7 @@ class NativeIndex:
     # -- read path --------------------------------------------------------------------------------------------------
 
     def lookup(self, keys: BlockKeys, pods: Collection[PodId] | None = None) -> Lookup:
-        wanted = None if pods is None else list(pods)
+        wanted: list[str] | None = None if pods is None else list(pods)
         runs, sets, promises, infos = self._core.lookup(keys, wanted, self._clock())
         slots = [
             {
@@ -186,7 +138,7 @@ class NativeIndex:
             stream = Stream(PodId(pod), DpRank(rank))
             promised[position].add(stream)
             streams.setdefault(stream, StreamInfo(stream, None, {}, None, 0, 0, None))
-        return Lookup(keys, held, promised, streams)
+        return Lookup(cast(Sequence[BlockKey], keys), held, promised, streams)
 
     def score(
         self,
@@ -205,6 +157,19 @@ class NativeIndex:
         question = _question(weighing or Weighing(), pods, model)
         return self._core.score_tokens(as_token_array(tokens), root, extras, question, self._clock())
 
+    def score_prompt(
+        self,
+        tokens: array[int],
+        root: int,
+        extras: Sequence[Extra],
+        model: str,
+        pods: Collection[PodId] | None,
+        weighing: Weighing,
+    ) -> PromptScores:
+        carried = [(extra.offset_tokens, extra.kind, extra.value) for extra in extras]
+        scores = self._core.score_tokens(tokens, root, carried, _question(weighing, pods, model), self._clock())
+        return PromptScores(list(map(_stream_score, scores.rows())), scores.blocks, scores.blocks_held)
+
     def find(
         self,
         keys: BlockKeys,
@@ -221,11 +186,16 @@ class NativeIndex:
         return self._core.score_keys(keys, prompt_tokens, question, self._clock())
 
     def score_many(
-        self, prompts: Sequence[TokenIds], model: str, *, pods: Collection[PodId] | None = None, weighing: Weighing | None = None
+        self,
+        prompts: Sequence[TokenIds],
+        model: str,
+        *,
+        pods: Collection[PodId] | None = None,
+        weighing: Weighing | None = None,
     ) -> list[_native.Scores]:
         """Score many prompts of one model in one call."""
         root = self._root(model)
-        asked = [(as_token_array(tokens), root, []) for tokens in prompts]
+        asked: list[tuple[array[int], int, list[_native._Extra]]] = [(as_token_array(tokens), root, []) for tokens in prompts]
         return self._core.score_prompts(asked, _question(weighing or Weighing(), pods, model), self._clock())
 
     def _root(self, model: str) -> int:
@@ -245,8 +215,8 @@ class NativeIndex:
         return IndexStats(*self._core.stats())
 
 
-def _question(weighing: Weighing, pods: Collection[PodId] | None, model: str | None) -> _native.Question:
-    weights = list(weighing.by_tier.items())
+def _question(weighing: Weighing, pods: Collection[PodId] | None, model: str | None) -> _native._Question:
+    weights: list[tuple[str, float]] = list(weighing.by_tier.items())
     return (
         None if pods is None else list(pods),
         model,
@@ -257,7 +227,7 @@ def _question(weighing: Weighing, pods: Collection[PodId] | None, model: str | N
     )
 
 
-def _event_tuple(event: Event) -> _native.Event:
+def _event_tuple(event: Event) -> _native._Event:
     if isinstance(event, BlockStored):
         spec = event.spec
         return (
@@ -277,14 +247,27 @@ def _event_tuple(event: Event) -> _native.Event:
     return (event.tier,)
 
 
-def _stream_info(info: _native.Info) -> StreamInfo:
+def _stream_score(row: _native._Row) -> StreamScore:
+    pod, rank, model, score, matched_blocks, matched_tokens, cached_tokens, tiers, speculative, stale = row
+    return StreamScore(
+        Stream(PodId(pod), DpRank(rank)),
+        model,
+        score,
+        matched_blocks,
+        matched_tokens,
+        cached_tokens,
+        {Tier(tier): blocks for tier, blocks in tiers},
+        speculative,
+        None if stale is None else _REASONS[stale],
+    )
+
+
+def _stream_info(info: _native._Info) -> StreamInfo:
     (pod, rank), model, groups, stale, blocks, orphans, last_event_s = info
     return StreamInfo(
         stream=Stream(PodId(pod), DpRank(rank)),
         model=model,
-        groups={
-            GroupIdx(index): GroupSpec(AttentionKind(kind), window, size) for index, (kind, window, size) in groups
-        },
+        groups={GroupIdx(index): GroupSpec(AttentionKind(kind), window, size) for index, (kind, window, size) in groups},
         stale=None if stale is None else _REASONS[stale],
         blocks=blocks,
         orphans=orphans,

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from kvatlas.types import (
     ApplyReport,
     BlockKey,
+    DpRank,
     EventBatch,
+    Extra,
     IndexStats,
     Lookup,
     PodId,
+    PromptScores,
     StaleReason,
     Stream,
     StreamInfo,
+    Tier,
 )
-
 
 PLACES_MAX = 1000
 """Places (tier and attention group) that a stream's copies are told apart in. A real engine has a handful."""
@@ -36,7 +40,7 @@ class IndexLimits(msgspec.Struct, frozen=True):
     retired_max: int = 65_536
     """Per stream: blocks no longer held whose tokens are remembered, for children and lower tiers that name them late.
 
-    They are kept in two generations: when half of this has retired since the last time, what had retired before that is forgotten.
+    They are kept in two generations: when half of this has retired since the last time, what had retired before is forgotten.
     So at least the last ``retired_max / 2`` are remembered. A single event that retires more than ``retired_max`` is not.
     """
     promises_max: int = 262_144
@@ -96,4 +100,74 @@ class Index(Protocol):
 
     def stats(self) -> IndexStats:
         """Return the index's sizes."""
+        ...
+
+
+class RankApplied(msgspec.Struct, frozen=True):
+    """What payloads did to one rank that they named."""
+
+    dp_rank: DpRank
+    report: ApplyReport
+    stored_events: int
+    removed_events: int
+    cleared_events: int
+    timestamp_s: float | None
+    """Of the last payload that has one, unix seconds."""
+    tiers: frozenset[Tier]
+    """Tiers that blocks were stored to."""
+
+
+class AppliedPayloads(msgspec.Struct, frozen=True):
+    """The first ``taken`` payloads were applied. The next one, if there is one, is for its Python decoder to judge."""
+
+    taken: int
+    ranks: tuple[RankApplied, ...]
+
+    @property
+    def report(self) -> ApplyReport:
+        """What was done to all ranks."""
+        total = ApplyReport()
+        for rank in self.ranks:
+            total.add(rank.report)
+        return total
+
+
+@runtime_checkable
+class PayloadIndex(Protocol):
+    """An index that reads payloads by itself."""
+
+    def apply_payloads(
+        self, stream: Stream, payloads: Sequence[bytes], decoder: str = "vllm", model: str | None = None
+    ) -> AppliedPayloads:
+        """Decode and apply payloads in order, up to the first that is damaged or odd.
+
+        ``decoder``: a name that a :class:`~kvatlas.ingest.decode.Decoder` has as its ``wire``. A payload that names a rank
+        speaks for that rank of the pod.
+        """
+        ...
+
+
+class Weighing(msgspec.Struct, frozen=True):
+    """How to score: a built-in scorer by name, what tiers are worth, and a factor on what a stale stream holds."""
+
+    scorer: str = "longest-prefix"
+    by_tier: Mapping[Tier, float] = msgspec.field(default_factory=lambda: {Tier("gpu"): 1.0})
+    unknown: float = 0.1
+    stale_weight: float = 1.0
+
+
+@runtime_checkable
+class FusedIndex(Protocol):
+    """An index that scores prompts by itself: tokens in, scores out."""
+
+    def score_prompt(
+        self,
+        tokens: array[int],
+        root: int,
+        extras: Sequence[Extra],
+        model: str,
+        pods: Collection[PodId] | None,
+        weighing: Weighing,
+    ) -> PromptScores:
+        """Score a prompt whose chain begins at ``root``. Candidates: streams of ``model``, and who holds something of it."""
         ...

@@ -10,12 +10,14 @@ import msgspec
 
 from kvatlas.errors import DecodeError
 from kvatlas.index import Index
+from kvatlas.index.protocol import PayloadIndex
 from kvatlas.ingest.decode import Decoder
 from kvatlas.observe.logs import get_logger
 from kvatlas.observe.metrics import Metrics
 from kvatlas.types import (
     AllBlocksCleared,
     ApplyReport,
+    BlockRemoved,
     BlockStored,
     DecodeFault,
     EventBatch,
@@ -57,36 +59,64 @@ class Applier:
 
     def __init__(self, index: Index, metrics: Metrics, model_aliases: Mapping[str, str] | None = None) -> None:
         self._index = index
+        self._native = index if isinstance(index, PayloadIndex) else None
         self._metrics = metrics
         self._model_aliases = model_aliases or {}
 
     def apply(self, stream: Stream, frames: Sequence[Frame], decoder: Decoder, model: str | None) -> Applied:
         """Decode and apply frames in order. What could not be read is counted, logged and reported."""
         applied = Applied()
-        for frame in frames:
-            try:
-                decoded = decoder.decode(frame.payload)
-            except DecodeError as error:
-                self._fault(stream, frame, DecodeFault(error.reason, error.detail), applied)
-                continue
-            for batch in decoded.batches:
-                self._apply_batch(stream, batch, model, applied)
-            for fault in decoded.faults:
-                self._fault(stream, frame, fault, applied)
+        taken = 0
+        while taken < len(frames):
+            taken += self._apply_natively(stream, frames[taken:], decoder, model, applied)
+            if taken < len(frames):
+                self._apply_frame(stream, frames[taken], decoder, model, applied)
+                taken += 1
         return applied
+
+    def _apply_natively(
+        self, stream: Stream, frames: Sequence[Frame], decoder: Decoder, model: str | None, applied: Applied
+    ) -> int:
+        """Let the index read frames by itself, if it can. Returns how many it took: up to one that it leaves to the decoder."""
+        if self._native is None or decoder.wire is None:
+            return 0
+        payloads = [frame.payload for frame in frames]
+        done = self._native.apply_payloads(stream, payloads, decoder.wire, self._named(model))
+        for rank in done.ranks:
+            target = Stream(stream.pod, rank.dp_rank)
+            events = {
+                BlockStored.__name__: rank.stored_events,
+                BlockRemoved.__name__: rank.removed_events,
+                AllBlocksCleared.__name__: rank.cleared_events,
+            }
+            self._note(target, Counter({kind: count for kind, count in events.items() if count}), rank.report, applied)
+            if rank.timestamp_s is not None:
+                self._metrics.lag(target.pod, max(0.0, time.time() - rank.timestamp_s))
+            if target == stream:
+                applied.tiers |= rank.tiers
+                applied.cleared |= rank.cleared_events > 0
+        return done.taken
+
+    def _apply_frame(self, stream: Stream, frame: Frame, decoder: Decoder, model: str | None, applied: Applied) -> None:
+        try:
+            decoded = decoder.decode(frame.payload)
+        except DecodeError as error:
+            self._fault(stream, frame, DecodeFault(error.reason, error.detail), applied)
+            return
+        for batch in decoded.batches:
+            self._apply_batch(stream, batch, model, applied)
+        for fault in decoded.faults:
+            self._fault(stream, frame, fault, applied)
+
+    def _named(self, model: str | None) -> str | None:
+        return self._model_aliases.get(model, model) if model else None
 
     def _apply_batch(self, stream: Stream, batch: EventBatch, model: str | None, applied: Applied) -> None:
         """Apply to the batch's own pod where it names one (our generic format), else to the stream's."""
         target = Stream(batch.pod or stream.pod, batch.dp_rank if batch.dp_rank is not None else stream.dp_rank)
-        named = batch.model or model
-        batch = msgspec.structs.replace(batch, model=self._model_aliases.get(named, named) if named else None)
+        batch = msgspec.structs.replace(batch, model=self._named(batch.model or model))
         report = self._index.apply(target, batch)
-        kinds = Counter(type(event).__name__ for event in batch.events)
-        for kind, count in kinds.items():
-            self._metrics.events(target.pod, kind, count)
-        applied.events.update(kinds)
-        applied.report.add(report)
-        self._metrics.applied(target.pod, report)
+        self._note(target, Counter(type(event).__name__ for event in batch.events), report, applied)
         if batch.timestamp_s is not None:
             self._metrics.lag(target.pod, max(0.0, time.time() - batch.timestamp_s))
         if target != stream:
@@ -96,6 +126,17 @@ class Applier:
                 applied.tiers.add(event.tier)
             elif isinstance(event, AllBlocksCleared):
                 applied.cleared = True
+
+    def _note(self, target: Stream, events: Counter[str], report: ApplyReport, applied: Applied) -> None:
+        for kind, count in events.items():
+            self._metrics.events(target.pod, kind, count)
+        self._metrics.applied(target.pod, report)
+        applied.events.update(events)
+        applied.report.add(report)
+        if report.refused:
+            log.warning("blocks refused: too many places (tier and group)", stream=str(target), blocks=report.refused)
+            applied.faults["refused"] += report.refused
+            applied.cleared = False
 
     def _fault(self, stream: Stream, frame: Frame, fault: DecodeFault, applied: Applied) -> None:
         self._metrics.decode_fault(stream.pod, fault.reason)

@@ -24,6 +24,8 @@ class Decoder(Protocol):
     """
 
     name: str
+    wire: str | None
+    """The name by which a native index knows this format and reads it as this decoder does; None if only the decoder does."""
 
     def decode(self, payload: bytes) -> DecodedPayload:
         """Return what a payload says.

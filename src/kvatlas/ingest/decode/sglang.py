@@ -19,6 +19,7 @@ class SglangDecoder:
 
     def __init__(self, limits: DecodeLimits | None = None) -> None:
         self._limits = limits or DecodeLimits()
+        self.wire = "sglang" if limits in (None, DecodeLimits()) else None
 
     def decode(self, payload: bytes) -> DecodedPayload:
         """Return one batch and the faults in it. Raises DecodeError: ``oversize``, ``not_msgpack`` or ``not_a_batch``."""

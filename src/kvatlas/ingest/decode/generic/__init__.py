@@ -55,6 +55,7 @@ class GenericDecoder:
     """Reads payloads in the generic format; keeps no state between payloads."""
 
     name = "generic"
+    wire = None
 
     def __init__(self, limits: DecodeLimits | None = None, *, block_size_tokens: int = 16) -> None:
         """``block_size_tokens``: where a PrefixCached event does not say."""
