@@ -181,7 +181,8 @@ class Indexer:
     def pods(self) -> tuple[PodStatus, ...]:
         """Return every stream (rank of a pod), by name, and the engines that were not heard of yet."""
         workers = {worker.stream: worker for worker in self._ingest.workers()}
-        known = [_status(info, workers.get(stream)) for stream, info in self.index.streams().items()]
+        heard_of = {stream: StreamInfo(stream, None, {}, worker.stale, 0, 0, None) for stream, worker in workers.items()}
+        known = [_status(info, workers.get(stream)) for stream, info in (heard_of | dict(self.index.streams())).items()]
         seen = {worker.source for worker in workers.values()}
         silent = [_silent(engine) for engine in self.config.zmq.engines if engine.endpoint not in seen]
         return tuple(sorted([*known, *silent], key=lambda status: (status.pod, status.dp_rank)))
