@@ -73,8 +73,8 @@ class Scores:
     """Of those, how many at least one stream holds or was promised."""
 
     def __len__(self) -> int: ...
-    def to_dict(self) -> dict[_Name, int]:
-        """Return the matched blocks of every stream that has some."""
+    def to_dict(self) -> dict[str, int]:
+        """Return the matched blocks of every stream that has some, by ``str(kvatlas.types.Stream)``."""
 
     def rows(self) -> list[_Row]:
         """Return all that there is to tell, one row a stream."""

@@ -18,6 +18,7 @@ use crate::sets::{Change, EMPTY_BLOCK, EMPTY_KEY, EMPTY_NAME, FREE, Kind, Op, Se
 use crate::slots::{Item, StreamId, copies_in, is_held, slot_in};
 use crate::table::{Place, RECORD_MAX, RecordId, Table};
 use smallvec::SmallVec;
+use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Estimated bytes of a record: its parts, and its slots in both tables.
@@ -28,8 +29,8 @@ pub const RECORD_BYTES: usize = 42;
 pub enum Known {
     /// The stream, by this record.
     ToStream(RecordId),
-    /// Only other streams.
-    ToOthers,
+    /// Only other streams, one of them by this record.
+    ToOthers(RecordId),
     /// No stream.
     ToNobody,
 }
@@ -148,12 +149,31 @@ impl Blocks {
         if id == 0 { 0 } else { *self.hashes.at(id) }
     }
 
+    /// Whether a record is the Block or Key of a key. A chain's records are mostly numbered one after the other: looking there
+    /// first saves the look into the table.
+    #[inline]
+    pub fn is_key_of(&self, id: RecordId, key: BlockKey) -> bool {
+        id < self.numbers && *self.keys.at(id) == key && {
+            let set = *self.sets_of.at(id);
+            set != FREE && self.sets.kind(set) != Kind::Name
+        }
+    }
+
+    /// Whether a stream knows a hash by a record. As [`Blocks::is_key_of`].
+    #[inline]
+    pub fn is_hash_of(&self, id: RecordId, hash: EngineHash, stream: StreamId) -> bool {
+        id < self.numbers && *self.hashes.at(id) == hash && {
+            let set = self.set(id);
+            set != FREE && self.sets.kind(set) != Kind::Key && !self.sets.of_stream(set, stream).is_empty()
+        }
+    }
+
     /// The record by which a stream knows a hash: it holds the block or remembers it.
     #[inline]
     pub fn find_hash(&self, hash: EngineHash, stream: StreamId) -> Option<RecordId> {
         match self.find_hash_at(self.place(hash), hash, stream) {
             Known::ToStream(id) => Some(id),
-            Known::ToOthers | Known::ToNobody => None,
+            Known::ToOthers(_) | Known::ToNobody => None,
         }
     }
 
@@ -166,7 +186,7 @@ impl Blocks {
                 return false;
             }
             let is_mine = !self.sets.of_stream(self.set(id), stream).is_empty();
-            known = if is_mine { Known::ToStream(id) } else { Known::ToOthers };
+            known = if is_mine { Known::ToStream(id) } else { Known::ToOthers(id) };
             is_mine
         });
         known
@@ -458,6 +478,15 @@ impl Blocks {
     /// Records in use, dead ones included.
     pub fn allocated(&self) -> usize {
         self.allocated
+    }
+
+    /// Look ahead: brings what freeing these records will write to into the processor's cache.
+    pub fn expect_dead(&self, ids: std::ops::Range<RecordId>) {
+        let dead = ids.filter(|id| self.set(*id) == EMPTY_BLOCK);
+        black_box(dead.fold(0, |sum, id| {
+            sum ^ self.by_key.first_guess(self.place(*self.keys.at(id)))
+                ^ self.by_hash.first_guess(self.place(*self.hashes.at(id)))
+        }));
     }
 
     /// Free a dead record; let another name the set that it means. Returns whether it was dead.

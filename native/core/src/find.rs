@@ -4,8 +4,7 @@ use crate::keys::BlockKey;
 use crate::promises::StreamName;
 use crate::sets::SetId;
 use crate::state::State;
-use crate::table::Place;
-use smallvec::SmallVec;
+use crate::table::RecordId;
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -41,11 +40,15 @@ pub fn find(state: &State, keys: &[BlockKey], now_s: f64, found: &mut Found) {
     let mut runs = std::mem::take(&mut found.runs);
     let mut position = 0;
     let mut tick = before + keys.len() as u64;
+    let mut next: RecordId = 0;
     for together in keys.chunks(TOGETHER) {
-        let places: SmallVec<[Place; TOGETHER]> = together.iter().map(|key| blocks.place(*key)).collect();
-        black_box(places.iter().fold(0, |sum, place| sum ^ blocks.guess_key(*place)));
-        for (key, place) in together.iter().zip(places) {
-            if let Some(id) = blocks.find_key_at(place, *key) {
+        if next == 0 || !blocks.is_key_of(next, together[0]) {
+            black_box(together.iter().fold(0, |sum, key| sum ^ blocks.guess_key(blocks.place(*key))));
+        }
+        for key in together {
+            let id = if next != 0 && blocks.is_key_of(next, *key) { Some(next) } else { blocks.find_key(*key) };
+            if let Some(id) = id {
+                next = id + 1;
                 let set = blocks.set(id);
                 if blocks.sets.held(set) > 0 && blocks.stamp_of(id) > expired {
                     blocks.stamp_at_least(id, tick);

@@ -129,9 +129,7 @@ impl Index {
                 Event::Removed(event) => {
                     let slots = turn.state().slots_in(id, &event.tier, event.group);
                     for hashes in batch.hashes[event.hashes.clone()].chunks(STEP_BLOCKS) {
-                        let state = turn.state();
-                        state.expect_hashes(hashes);
-                        hashes.iter().for_each(|hash| state.remove_block(id, &slots, *hash, &mut report));
+                        turn.state().remove_blocks(id, &slots, hashes, &mut report);
                         turn.pause_after(hashes.len());
                     }
                 }

@@ -9,7 +9,7 @@ use crate::slots::{Item, StreamId, is_held, slot_in, stream_of};
 use crate::state::State;
 use crate::stream::{Stream, TierId};
 use hashbrown::HashMap;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use std::sync::Arc;
 
 /// A tier's place in the order from best to worst.
@@ -57,10 +57,12 @@ pub struct Question<'a> {
 /// What one stream holds. As `kvatlas.results.PodScore`, for one rank.
 #[derive(Clone, Debug)]
 pub struct StreamScore {
+    /// Its number, if anything was heard of it.
+    pub id: Option<StreamId>,
     /// Whose.
     pub name: Arc<StreamName>,
     /// Its model.
-    pub model: Option<Box<str>>,
+    pub model: Option<Arc<str>>,
     /// The more the better.
     pub score: f64,
     /// Index blocks of the longest prefix that a request could reuse.
@@ -94,10 +96,12 @@ struct Held {
     rank: Rank,
 }
 
+type Runs = SmallVec<[Held; 2]>;
+
 #[derive(Default)]
 struct Holding {
     /// By group: what is held, by position; the last one may still be open (its end is `OPEN`).
-    groups: SmallVec<[(u32, Vec<Held>); 1]>,
+    groups: SmallVec<[(u32, Runs); 1]>,
     promised: Vec<u32>,
 }
 
@@ -167,11 +171,15 @@ pub fn score(state: &State, found: &Found, blocks: u32, question: &Question) -> 
         if nothing && !is_candidate {
             continue;
         }
-        let mut scored = score_stream(stream.name.clone(), groups, holding, blocks, &order, question);
+        let mut scored = match plain(groups, holding, question) {
+            Some(held) => score_plain(stream.name.clone(), held, blocks, &order, question),
+            None => score_stream(stream.name.clone(), groups, holding, blocks, &order, question),
+        };
         if stream.stale.is_some() {
             scored.score *= question.stale_weight;
         }
         if is_candidate || scored.score > 0.0 {
+            scored.id = Some(stream.id);
             scored.model = stream.model.clone();
             scored.stale = stream.stale;
             scores.streams.push(scored);
@@ -267,7 +275,7 @@ impl Holding {
             }
         }
         for (group, rank) in best {
-            self.groups.push((group, vec![Held { start: position, end: OPEN, rank }]));
+            self.groups.push((group, smallvec![Held { start: position, end: OPEN, rank }]));
         }
     }
 
@@ -376,6 +384,61 @@ fn lcm(one: u64, other: u64) -> u64 {
     (one / a).saturating_mul(other)
 }
 
+/// What a stream with one full-attention group in index blocks holds: the usual case. None in any other.
+fn plain<'a>(specs: &[(u32, GroupSpec)], holding: &'a Holding, question: &Question) -> Option<&'a [Held]> {
+    let [(group, spec)] = specs else { return None };
+    let is_plain = spec.kind == AttentionKind::Full
+        && spec.block_size_tokens.is_none_or(|size| u64::from(size) == question.block_tokens)
+        && holding.promised.is_empty()
+        && question.scorer == Scorer::LongestPrefix;
+    match &holding.groups[..] {
+        _ if !is_plain => None,
+        [] => Some(&[]),
+        [(only, runs)] if only == group => Some(runs),
+        _ => None,
+    }
+}
+
+/// As [`score_stream`], for the usual case.
+fn score_plain(name: Arc<StreamName>, held: &[Held], blocks: u32, order: &Order, question: &Question) -> StreamScore {
+    let limit = |tokens: u64| u64::from(blocks).min(tokens / question.block_tokens) as u32;
+    let most = limit(question.prompt_tokens);
+    let mut reach = 0;
+    let mut tiers: SmallVec<[(TierId, u32); 2]> = SmallVec::new();
+    for run in held.iter().take_while(|run| run.start <= most) {
+        if run.start != reach {
+            break;
+        }
+        reach = run.end.min(most);
+        let (tier, count) = (order.tiers[run.rank as usize], reach - run.start);
+        match tiers.iter_mut().find(|(other, _)| *other == tier) {
+            _ if count == 0 => {}
+            Some((_, known)) => *known += count,
+            None => tiers.push((tier, count)),
+        }
+    }
+    let score = match &tiers[..] {
+        [] => 0.0,
+        [(tier, count)] => order.weight(order.ranks[*tier as usize]) * f64::from(*count),
+        _ => order.by_name.iter().fold(0.0, |sum, id| {
+            let count = tiers.iter().find(|(tier, _)| tier == id).map_or(0, |(_, count)| *count);
+            if count == 0 { sum } else { sum + order.weight(order.ranks[*id as usize]) * f64::from(count) }
+        }),
+    };
+    StreamScore {
+        id: None,
+        name,
+        model: None,
+        score,
+        matched_blocks: reach,
+        matched_tokens: u64::from(reach) * question.block_tokens,
+        cached_tokens: u64::from(reach.min(limit(question.prompt_tokens.saturating_sub(1)))) * question.block_tokens,
+        tiers,
+        speculative: 0,
+        stale: None,
+    }
+}
+
 fn score_stream(
     name: Arc<StreamName>,
     specs: &[(u32, GroupSpec)],
@@ -418,6 +481,7 @@ fn score_stream(
         Scorer::Coverage => coverage(holding, blocks, order),
     };
     StreamScore {
+        id: None,
         name,
         model: None,
         score,

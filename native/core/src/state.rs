@@ -271,21 +271,33 @@ impl State {
         let mut blocks: SmallVec<[Whole; STEP_BLOCKS]> = SmallVec::new();
         blocks.extend(numbers.clone().map(|number| Whole::new(hashes[number], shared.blocks.place(hashes[number]))));
         black_box(blocks.iter().fold(0, |sum, block| sum ^ shared.blocks.guess_hash(block.hash.1)));
+        let mut next: RecordId = 0;
         for (block, number) in blocks.iter_mut().zip(numbers.clone()) {
-            block.known = shared.blocks.find_hash_at(block.hash.1, block.hash.0, id);
+            block.known = if next != 0 && shared.blocks.is_hash_of(next, block.hash.0, id) {
+                Known::ToStream(next)
+            } else {
+                shared.blocks.find_hash_at(block.hash.1, block.hash.0, id)
+            };
+            if let Known::ToStream(record) = block.known {
+                next = record + 1;
+            }
             key = match block.known {
                 Known::ToStream(record) => shared.blocks.key(record),
                 _ => shared.schema.next_key(key, &tokens[number * size..(number + 1) * size], &mut shared.content),
             };
             block.key = (key, shared.blocks.place(key));
         }
-        black_box(blocks.iter().fold(0, |sum, block| sum ^ shared.blocks.guess_key(block.key.1)));
+        let unknown = blocks.iter().filter(|block| block.known == Known::ToNobody);
+        black_box(unknown.fold(0, |sum, block| sum ^ shared.blocks.guess_key(block.key.1)));
         let mut seen = Seen::default();
         let mut stored = 0;
         for (block, number) in blocks.iter().zip(numbers) {
             let link = match block.known {
                 Known::ToStream(record) => Link::Linked(record),
                 Known::ToNobody if seen.is_first(block.hash.1) => shared.blocks.link_new(block.hash, block.key),
+                Known::ToOthers(record) if seen.is_first(block.hash.1) && shared.blocks.key(record) == block.key.0 => {
+                    Link::Linked(record)
+                }
                 _ => shared.blocks.link(block.hash.0, block.key.0, id),
             };
             let record = match link {
@@ -372,13 +384,6 @@ impl State {
         }
     }
 
-    /// Look ahead: brings what finding these hashes will read into the processor's cache, all of it at once.
-    #[inline]
-    pub fn expect_hashes(&self, hashes: &[EngineHash]) {
-        let blocks = &self.shared.blocks;
-        black_box(hashes.iter().fold(0, |sum, hash| sum ^ blocks.guess_hash(blocks.place(*hash))));
-    }
-
     /// Note that a stream will soon hold those of `keys` that it does not hold.
     pub fn promise(&mut self, name: &Arc<StreamName>, keys: &[BlockKey], end_s: f64) {
         let id = self.find_stream(name);
@@ -397,31 +402,24 @@ impl State {
 
     // -- removed and cleared ------------------------------------------------------------------------------------------
 
-    /// Remove one copy of a block in a tier: in one group, or in each.
-    #[inline]
-    pub fn remove_block(&mut self, id: StreamId, slots: &[Slot], hash: EngineHash, report: &mut Report) {
+    /// Remove one copy of each block in a tier: in one group, or in each. An engine gives up a chain from its end.
+    pub fn remove_blocks(&mut self, id: StreamId, slots: &[Slot], hashes: &[EngineHash], report: &mut Report) {
         let (shared, stream) = self.parts(id);
-        let mut found = false;
-        if let Some(record) = shared.blocks.find_hash(hash, id) {
-            for slot in slots {
-                let set = shared.blocks.set(record);
-                if !shared.blocks.sets.of_stream(set, id).iter().any(|item| slot_in(*item) == *slot) {
-                    continue;
-                }
-                let change = shared.blocks.change(record, Op::Remove(*slot, 1, stream.young));
-                found = true;
-                if change.held_before && !change.held_after {
-                    stream.held -= 1;
-                    stream.retired[stream.young as usize] += 1;
-                }
-            }
-        } else {
-            for slot in slots {
-                found |= remove_elsewhere(shared, stream, *slot, hash, 1) > 0;
-            }
+        let blocks = &shared.blocks;
+        if !blocks.is_hash_of(stream.removed_last.wrapping_sub(1), hashes[0], id) {
+            black_box(hashes.iter().fold(0, |sum, hash| sum ^ blocks.guess_hash(blocks.place(*hash))));
         }
-        report.removed += u64::from(found);
-        report.removed_unknown += u64::from(!found);
+        for hash in hashes {
+            let before = stream.removed_last.wrapping_sub(1);
+            let record =
+                if shared.blocks.is_hash_of(before, *hash, id) { Some(before) } else { shared.blocks.find_hash(*hash, id) };
+            let found = match record {
+                Some(record) => remove_copy(shared, stream, slots, record),
+                None => slots.iter().filter(|slot| remove_elsewhere(shared, stream, **slot, *hash, 1) > 0).count() > 0,
+            };
+            report.removed += u64::from(found);
+            report.removed_unknown += u64::from(!found);
+        }
     }
 
     /// A stream's slots in a tier that a removal means.
@@ -659,8 +657,12 @@ impl State {
     pub fn sweep(&mut self, records: u32) {
         let from = self.sweep_at.unwrap_or(1);
         let to = from.saturating_add(records).min(self.shared.blocks.numbers());
-        for id in from..to {
-            self.shared.blocks.sweep(id);
+        for first in (from..to).step_by(STEP_BLOCKS) {
+            let ids = first..to.min(first + STEP_BLOCKS as u32);
+            self.shared.blocks.expect_dead(ids.clone());
+            ids.for_each(|id| {
+                self.shared.blocks.sweep(id);
+            });
         }
         self.sweep_at = (to < self.shared.blocks.numbers()).then_some(to);
     }
@@ -790,6 +792,26 @@ fn add_copy(shared: &mut Shared, stream: &mut Stream, slot: Slot, record: Record
     if let Some(generation) = change.retired_before {
         stream.retired[generation as usize] -= 1;
     }
+}
+
+/// Remove a copy of a block that has a record of its own, from each slot that has one. Returns whether any had.
+#[inline]
+fn remove_copy(shared: &mut Shared, stream: &mut Stream, slots: &[Slot], record: RecordId) -> bool {
+    stream.removed_last = record;
+    let mut found = false;
+    for slot in slots {
+        let set = shared.blocks.set(record);
+        if !shared.blocks.sets.of_stream(set, stream.id).iter().any(|item| slot_in(*item) == *slot) {
+            continue;
+        }
+        let change = shared.blocks.change(record, Op::Remove(*slot, 1, stream.young));
+        found = true;
+        if change.held_before && !change.held_after {
+            stream.held -= 1;
+            stream.retired[stream.young as usize] += 1;
+        }
+    }
+    found
 }
 
 fn keep_orphan(

@@ -5,6 +5,7 @@ use crate::irregular::Irregular;
 use crate::keys::BlockKey;
 use crate::promises::StreamName;
 use crate::slots::{PLACES_MAX, RETIRED, Slot, StreamId, slot};
+use crate::table::RecordId;
 use hashbrown::HashMap;
 use hashlink::LinkedHashMap;
 use smallvec::SmallVec;
@@ -33,7 +34,7 @@ pub struct Stream {
     /// Its name.
     pub name: Arc<StreamName>,
     /// The served model, as its events (or whoever sent them) named it.
-    pub model: Option<Box<str>>,
+    pub model: Option<Arc<str>>,
     /// The root of that model's chains, if it was needed yet.
     pub root: Option<BlockKey>,
     /// Why its entries may be wrong: a code of the caller's.
@@ -49,6 +50,8 @@ pub struct Stream {
     pub retired: [u64; 2],
     /// The generation that blocks retire to now.
     pub young: u32,
+    /// The record that lost a copy last, if there was one: the next one is likely before it.
+    pub removed_last: RecordId,
     /// Blocks whose keys are not known, oldest first.
     pub orphans: LinkedHashMap<EngineHash, Orphan>,
     /// How many of them are held.
@@ -74,6 +77,7 @@ impl Stream {
             held: 0,
             retired: [0; 2],
             young: 0,
+            removed_last: 0,
             orphans: LinkedHashMap::new(),
             orphans_resident: 0,
             children: HashMap::new(),

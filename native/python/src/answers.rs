@@ -3,12 +3,15 @@
 use crate::inputs::kind_name;
 use kvatlas_core::events::{Event, Extra};
 use kvatlas_core::find::Found;
+use kvatlas_core::promises::StreamName;
 use kvatlas_core::report::Report;
 use kvatlas_core::score::StreamScore;
 use kvatlas_core::slots::{copies_in, is_held, slot_in, stream_of};
 use kvatlas_core::state::State;
+use parking_lot::Mutex;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
+use std::sync::Arc;
 
 /// `(stored, removed, cleared, duplicates, removed_unknown, orphaned, adopted, orphans_dropped, refused)`
 pub type ReportTuple = (u64, u64, u64, u64, u64, u64, u64, u64, u64);
@@ -55,7 +58,7 @@ pub fn infos(state: &State, pods: Option<&[String]>) -> Vec<InfoTuple> {
                 .map(|(index, spec)| (*index, (kind_name(spec.kind), spec.window_tokens, spec.block_size_tokens)));
             (
                 (stream.name.pod.to_string(), stream.name.dp_rank),
-                stream.model.as_deref().map(Into::into),
+                stream.model.as_deref().map(str::to_owned),
                 groups.collect(),
                 stream.stale,
                 stream.held,
@@ -97,6 +100,32 @@ pub fn lookup(state: &State, found: &Found, pods: Option<&[String]>) -> LookupTu
 /// `(pod, rank, model, score, matched blocks, matched tokens, cached tokens, tiers, speculative, stale)`
 type RowTuple<'a> = (&'a str, u32, Option<&'a str>, f64, u32, u64, u64, Vec<(&'a str, u32)>, u32, Option<u8>);
 
+/// Names of streams as Python strings, made once each.
+#[derive(Default)]
+pub struct Names(pub Mutex<NameTable>);
+
+/// By the stream's number.
+#[derive(Default)]
+pub struct NameTable(Vec<Option<(Arc<StreamName>, Py<PyString>)>>);
+
+impl NameTable {
+    fn of(&mut self, py: Python<'_>, stream: &StreamScore) -> Py<PyString> {
+        let name = &stream.name;
+        let make = || match name.dp_rank {
+            0 => PyString::new(py, &name.pod).unbind(),
+            rank => PyString::new(py, &format!("{}#dp{rank}", name.pod)).unbind(),
+        };
+        let Some(id) = stream.id else { return make() };
+        if self.0.len() <= id as usize {
+            self.0.resize_with(id as usize + 1, || None);
+        }
+        match &mut self.0[id as usize] {
+            Some((known, text)) if Arc::ptr_eq(known, name) => text.clone_ref(py),
+            place => place.insert((name.clone(), make())).1.clone_ref(py),
+        }
+    }
+}
+
 /// What the candidates hold of one prompt.
 #[pyclass(frozen, module = "kvatlas._native")]
 pub struct Scores {
@@ -104,6 +133,8 @@ pub struct Scores {
     pub streams: Vec<StreamScore>,
     /// The tiers' names.
     pub tiers: Vec<String>,
+    /// For the streams' names.
+    pub names: Arc<Names>,
     /// Whole blocks of the prompt.
     #[pyo3(get)]
     pub blocks: u32,
@@ -118,11 +149,16 @@ impl Scores {
         self.streams.len()
     }
 
-    /// Matched blocks by (pod, rank), of those that hold something.
+    /// Matched blocks by stream (as `str(kvatlas.types.Stream)`), of those that hold something.
     fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let found = PyDict::new(py);
+        let mut names = self.names.0.try_lock(); // never waited for, since the GIL is held
         for stream in self.streams.iter().filter(|stream| stream.matched_blocks > 0) {
-            found.set_item((&*stream.name.pod, stream.name.dp_rank), stream.matched_blocks)?;
+            let name = match &mut names {
+                Some(names) => names.of(py, stream),
+                None => NameTable::default().of(py, stream),
+            };
+            found.set_item(name, stream.matched_blocks)?;
         }
         Ok(found)
     }

@@ -1,6 +1,6 @@
 //! The index and the decoder as Python sees them.
 
-use crate::answers::{self, InfoTuple, LookupTuple, ReportTuple, Scores};
+use crate::answers::{self, InfoTuple, LookupTuple, Names, ReportTuple, Scores};
 use crate::inputs::{EventTuple, ExtraTuple, Keys, Tokens, batch, extra};
 use kvatlas_core::decode::{Unusual, Wire, decode as decode_payload};
 use kvatlas_core::events::{Batch, Event};
@@ -13,6 +13,7 @@ use kvatlas_core::state::State;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
+use std::sync::Arc;
 
 /// What payloads did to one rank: `(rank, report, stored events, removed events, cleared events, last timestamp, tiers stored to)`
 type AppliedTuple = (u32, ReportTuple, u64, u64, u64, Option<f64>, Vec<String>);
@@ -86,6 +87,7 @@ impl Applied {
 pub struct Core {
     index: Index,
     schema: KeySchema,
+    names: Arc<Names>,
 }
 
 #[pymethods]
@@ -108,7 +110,7 @@ impl Core {
         }
         let schema = KeySchema { block_size_tokens, seed: seed.into() };
         let limits = Limits { ttl_s, blocks_max, bytes_max, orphans_max, retired_max, promises_max };
-        Ok(Self { index: Index::new(State::new(schema.clone(), limits)), schema })
+        Ok(Self { index: Index::new(State::new(schema.clone(), limits)), schema, names: Arc::default() })
     }
 
     /// Decode and apply payloads of a stream, in order, up to the first that the reference decoder has to judge.
@@ -301,6 +303,7 @@ impl Core {
             let scores = kvatlas_core::score::score(state, found, keys.len() as u32, &question);
             Scores {
                 streams: scores.streams,
+                names: self.names.clone(),
                 tiers: state.tiers.names().iter().map(|tier| tier.0.to_string()).collect(),
                 blocks: keys.len() as u32,
                 blocks_held: scores.blocks_held,
