@@ -355,6 +355,7 @@ impl State {
     /// After all blocks of an event: those with these numbers count as used, the first one last.
     pub fn touch_stored(&mut self, id: StreamId, storing: &Storing, hashes: &[EngineHash], numbers: Range<usize>) {
         let (shared, stream) = self.parts(id);
+        let first = numbers.start;
         let mut tick = shared.recency.take(numbers.len() as u64, shared.now_s);
         for number in numbers.rev() {
             tick += 1;
@@ -371,6 +372,7 @@ impl State {
                 for key in stream.irregular.keys_of(hashes[number]).into_iter().rev() {
                     touch_key(shared, key);
                 }
+                tick = shared.recency.take((number - first) as u64, shared.now_s); // those that follow count as used later
             }
         }
     }
