@@ -548,6 +548,10 @@ impl State {
                 let (shared, stream) = self.parts(id);
                 let (held, retired) = shared.blocks.take_out(primary, id);
                 note_gone(stream, held, retired);
+                // an irregular block may make up the key too, and be held nowhere
+                for (held, retired) in stream.irregular.evict(shared, &stream.name.clone(), key) {
+                    note_gone(stream, held, retired);
+                }
             }
             self.shared.blocks.free_if_empty(primary);
             return;
