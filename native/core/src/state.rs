@@ -316,7 +316,7 @@ impl State {
             }
             add_copy(shared, stream, storing.slot, record, report);
             let primary = shared.blocks.primary(record);
-            shared.blocks.stamp(primary, storing.first_tick + (hashes.len() - number) as Tick);
+            shared.blocks.stamp_at_least(primary, storing.first_tick + (hashes.len() - number) as Tick); // a hash may come twice
         }
         stored
     }
