@@ -194,18 +194,21 @@ impl Blocks {
 
     /// Make sure that a key goes by a hash for a stream, which gets something in the record's set at once.
     pub fn link(&mut self, hash: EngineHash, key: BlockKey, stream: StreamId) -> Link {
-        let mut is_known = false;
-        let found = self.by_hash.find(self.place(hash), |id| {
+        let mut same_key = None;
+        let known = self.by_hash.find(self.place(hash), |id| {
             if *self.hashes.at(id) != hash {
                 return false;
             }
-            is_known = !self.sets.of_stream(self.set(id), stream).is_empty();
-            is_known || self.key(id) == key
+            let is_mine = !self.sets.of_stream(self.set(id), stream).is_empty();
+            if !is_mine && self.key(id) == key {
+                same_key = Some(id); // but the stream may know the hash by another key, in a record further on
+            }
+            is_mine
         });
-        match found {
-            Some(id) if is_known => Link::Known(id),
-            Some(id) => Link::Linked(id),
-            None => self.link_new((hash, self.place(hash)), (key, self.place(key))),
+        match (known, same_key) {
+            (Some(id), _) => Link::Known(id),
+            (None, Some(id)) => Link::Linked(id),
+            (None, None) => self.link_new((hash, self.place(hash)), (key, self.place(key))),
         }
     }
 
