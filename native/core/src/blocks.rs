@@ -18,7 +18,6 @@ use crate::sets::{Change, EMPTY_BLOCK, EMPTY_KEY, EMPTY_NAME, FREE, Kind, Op, Se
 use crate::slots::{Item, StreamId, copies_in, is_held, slot_in};
 use crate::table::{Place, RECORD_MAX, RecordId, Table};
 use smallvec::SmallVec;
-use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Estimated bytes of a record: its parts, and its slots in both tables.
@@ -135,18 +134,16 @@ impl Blocks {
         self.by_key.find(place, |id| *self.keys.at(id) == key)
     }
 
-    /// Look ahead: brings what finding a key will read into the processor's cache.
+    /// Ask for the memory that finding or adding a key needs.
     #[inline]
-    pub fn guess_key(&self, place: Place) -> u64 {
-        let id = self.by_key.first_guess(place);
-        if id == 0 { 0 } else { *self.keys.at(id) }
+    pub fn expect_key(&self, place: Place) {
+        self.by_key.expect(place);
     }
 
-    /// As [`Blocks::guess_key`], for hashes.
+    /// Ask for the memory that finding or adding a hash needs.
     #[inline]
-    pub fn guess_hash(&self, place: Place) -> u64 {
-        let id = self.by_hash.first_guess(place);
-        if id == 0 { 0 } else { *self.hashes.at(id) }
+    pub fn expect_hash(&self, place: Place) {
+        self.by_hash.expect(place);
     }
 
     /// Whether a record is the Block or Key of a key. A chain's records are mostly numbered one after the other: looking there
@@ -300,14 +297,12 @@ impl Blocks {
 
     #[inline]
     fn index_key(&mut self, place: Place, id: RecordId) {
-        let keys = &self.keys;
-        self.by_key.insert(place, id, |id| *keys.at(id));
+        self.by_key.insert(place, id, &self.keys);
     }
 
     #[inline]
     fn index_hash(&mut self, place: Place, id: RecordId) {
-        let hashes = &self.hashes;
-        self.by_hash.insert(place, id, |id| *hashes.at(id));
+        self.by_hash.insert(place, id, &self.hashes);
     }
 
     /// Give a record another set. Counts nothing.
@@ -483,13 +478,12 @@ impl Blocks {
         self.allocated
     }
 
-    /// Look ahead: brings what freeing these records will write to into the processor's cache.
+    /// Ask for the memory that freeing the dead ones of these records needs.
     pub fn expect_dead(&self, ids: std::ops::Range<RecordId>) {
-        let dead = ids.filter(|id| self.set(*id) == EMPTY_BLOCK);
-        black_box(dead.fold(0, |sum, id| {
-            sum ^ self.by_key.first_guess(self.place(*self.keys.at(id)))
-                ^ self.by_hash.first_guess(self.place(*self.hashes.at(id)))
-        }));
+        for id in ids.filter(|id| self.set(*id) == EMPTY_BLOCK) {
+            self.by_key.expect(self.place(*self.keys.at(id)));
+            self.by_hash.expect(self.place(*self.hashes.at(id)));
+        }
     }
 
     /// Free a dead record; let another name the set that it means. Returns whether it was dead.

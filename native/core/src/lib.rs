@@ -15,6 +15,7 @@ pub mod index;
 pub mod irregular;
 pub mod keys;
 mod pages;
+mod prefetch;
 pub mod promises;
 pub mod recency;
 pub mod report;

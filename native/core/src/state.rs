@@ -17,7 +17,6 @@ use crate::table::{Place, RecordId};
 use crate::victims::Victims;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
-use std::hint::black_box;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -270,9 +269,15 @@ impl State {
         let mut key = *start;
         let mut blocks: SmallVec<[Whole; STEP_BLOCKS]> = SmallVec::new();
         blocks.extend(numbers.clone().map(|number| Whole::new(hashes[number], shared.blocks.place(hashes[number]))));
-        black_box(blocks.iter().fold(0, |sum, block| sum ^ shared.blocks.guess_hash(block.hash.1)));
-        let mut next: RecordId = 0;
+        blocks.iter().for_each(|block| shared.blocks.expect_hash(block.hash.1));
+        // made for all, though some may be known: meanwhile the tables' memory comes
         for (block, number) in blocks.iter_mut().zip(numbers.clone()) {
+            key = shared.schema.next_key(key, &tokens[number * size..(number + 1) * size], &mut shared.content);
+            block.key = (key, shared.blocks.place(key));
+            shared.blocks.expect_key(block.key.1);
+        }
+        let mut next: RecordId = 0;
+        for block in &mut blocks {
             block.known = if next != 0 && shared.blocks.is_hash_of(next, block.hash.0, id) {
                 Known::ToStream(next)
             } else {
@@ -281,19 +286,14 @@ impl State {
             if let Known::ToStream(record) = block.known {
                 next = record + 1;
             }
-            key = match block.known {
-                Known::ToStream(record) => shared.blocks.key(record),
-                _ => shared.schema.next_key(key, &tokens[number * size..(number + 1) * size], &mut shared.content),
-            };
-            block.key = (key, shared.blocks.place(key));
         }
-        let unknown = blocks.iter().filter(|block| block.known == Known::ToNobody);
-        black_box(unknown.fold(0, |sum, block| sum ^ shared.blocks.guess_key(block.key.1)));
         let mut seen = Seen::default();
         let mut stored = 0;
         for (block, number) in blocks.iter().zip(numbers) {
             let link = match block.known {
-                Known::ToStream(record) => Link::Linked(record),
+                Known::ToStream(record) if shared.blocks.key(record) == block.key.0 => Link::Linked(record),
+                // known by another key: what was made of the tokens after it does not hold
+                Known::ToStream(_) => break,
                 Known::ToNobody if seen.is_first(block.hash.1) => shared.blocks.link_new(block.hash, block.key),
                 Known::ToOthers(record) if seen.is_first(block.hash.1) && shared.blocks.key(record) == block.key.0 => {
                     Link::Linked(record)
@@ -302,7 +302,7 @@ impl State {
             };
             let record = match link {
                 Link::Linked(record) => record,
-                Link::Known(_) => break, // the event names a hash twice: what was made of the tokens after it does not hold
+                Link::Known(_) => break, // the event names a hash twice: the same
                 Link::Full => 0,
             };
             storing.end = Some(End::Whole(block.key.0));
@@ -409,7 +409,7 @@ impl State {
         let (shared, stream) = self.parts(id);
         let blocks = &shared.blocks;
         if !blocks.is_hash_of(stream.removed_last.wrapping_sub(1), hashes[0], id) {
-            black_box(hashes.iter().fold(0, |sum, hash| sum ^ blocks.guess_hash(blocks.place(*hash))));
+            hashes.iter().for_each(|hash| blocks.expect_hash(blocks.place(*hash)));
         }
         for hash in hashes {
             let before = stream.removed_last.wrapping_sub(1);

@@ -8,6 +8,7 @@
 //! for several records. The hash is keyed with a secret, so that nobody can choose names that collide.
 
 use crate::pages::{PAGE, Pages};
+use crate::prefetch::prefetch;
 use crate::secret::{Secret, mix};
 use hashbrown::HashMap;
 
@@ -55,6 +56,15 @@ struct Segment {
 #[inline]
 fn home(hash: u64) -> usize {
     hash as usize % SEGMENT
+}
+
+#[inline]
+fn put_slot(slots: &mut [u32; SEGMENT], hash: u64, slot: u32) {
+    let mut at = home(hash);
+    while slots[at] != EMPTY {
+        at = (at + 1) % SEGMENT;
+    }
+    slots[at] = slot;
 }
 
 #[inline]
@@ -146,59 +156,68 @@ impl Table {
         self.crowd.get(&hash)?.iter().copied().find(|id| is(*id))
     }
 
-    /// The record in a name's home slot, if it may be the name's. Looked at ahead of time, the slot is in the processor's cache
-    /// when it is needed.
+    /// Ask for the memory in which a name's place is.
     #[inline]
-    pub fn first_guess(&self, place: Place) -> RecordId {
-        let hash = place.0;
-        let slot = self.slots(self.segment_of(hash))[home(hash)];
-        if slot & TAG == tag(hash) { slot & RECORD_MAX } else { 0 }
+    pub fn expect(&self, place: Place) {
+        prefetch(&self.slots(self.segment_of(place.0))[home(place.0)]);
     }
 
-    /// Add a record at its name's place; `name_of` tells the names of those already here.
-    pub fn insert(&mut self, place: Place, id: RecordId, name_of: impl Fn(RecordId) -> u64) {
+    /// Add a record at its name's place; `names` are those of all records.
+    pub fn insert(&mut self, place: Place, id: RecordId, names: &Pages<u64>) {
         let hash = place.0;
         loop {
             let at = self.segment_of(hash);
-            let Segment { used, live, depth } = self.segments[at];
-            if used < USED_MAX {
+            if self.segments[at].used < USED_MAX {
                 self.put(at, hash, id);
                 return;
             }
-            let ids: Vec<RecordId> = self.slots(at).iter().map(|slot| slot & RECORD_MAX).filter(|id| *id != 0).collect();
-            let here: Vec<(u64, RecordId)> = ids.into_iter().map(|id| (mix(name_of(id), self.secret), id)).collect();
-            if live <= USED_MAX / 4 * 3 {
-                self.refill(at, depth, here.into_iter());
-            } else if u32::from(depth) == DEPTH_MAX || here.iter().all(|(other, _)| *other == hash) {
+            if !self.make_room(at, hash, names) {
                 self.crowd.entry(hash).or_default().push(id);
                 return;
-            } else {
-                self.split(at, depth + 1, &here);
             }
         }
     }
 
-    fn refill(&mut self, at: usize, depth: u16, records: impl Iterator<Item = (u64, RecordId)>) {
-        self.slots_mut(at).fill(EMPTY);
-        self.segments[at] = Segment { depth, ..Segment::default() };
-        for (hash, id) in records {
-            self.put(at, hash, id);
+    /// Clear a full segment of tombs, or split it. False if neither would help a name with this hash.
+    #[cold]
+    fn make_room(&mut self, at: usize, hash: u64, names: &Pages<u64>) -> bool {
+        let old = *self.slots(at);
+        let Segment { live, depth, .. } = self.segments[at];
+        let records = || old.iter().copied().filter(|slot| slot & RECORD_MAX != 0);
+        records().for_each(|slot| prefetch(names.at(slot & RECORD_MAX)));
+        let hash_of = |slot: u32| mix(*names.at(slot & RECORD_MAX), self.secret);
+        if live <= USED_MAX / 4 * 3 {
+            let mut fresh = [EMPTY; SEGMENT];
+            records().for_each(|slot| put_slot(&mut fresh, hash_of(slot), slot));
+            *self.slots_mut(at) = fresh;
+            self.segments[at].used = live;
+            return true;
         }
-    }
-
-    fn split(&mut self, at: usize, depth: u16, here: &[(u64, RecordId)]) {
-        let bits = u32::from(depth);
+        if u32::from(depth) == DEPTH_MAX || records().all(|slot| hash_of(slot) == hash) {
+            return false;
+        }
+        let bits = u32::from(depth) + 1;
+        let mut halves = [[EMPTY; SEGMENT]; 2];
+        let mut counts = [0, 0];
+        for slot in records() {
+            let hash = hash_of(slot);
+            let half = (hash >> (64 - bits) & 1) as usize;
+            put_slot(&mut halves[half], hash, slot);
+            counts[half] += 1;
+        }
         if bits > self.depth {
             self.directory = self.directory.iter().flat_map(|segment| [*segment; 2]).collect();
             self.depth = bits;
         }
-        let is_upper = |hash: u64| hash >> (64 - bits) & 1 == 1;
-        let upper = self.grow(depth);
-        self.refill(upper, depth, here.iter().copied().filter(|(hash, _)| is_upper(*hash)));
-        self.refill(at, depth, here.iter().copied().filter(|(hash, _)| !is_upper(*hash)));
+        let upper = self.grow(depth + 1);
+        for (segment, half) in [(at, 0), (upper, 1)] {
+            *self.slots_mut(segment) = halves[half];
+            self.segments[segment] = Segment { used: counts[half], live: counts[half], depth: depth + 1 };
+        }
         let share = 1 << (self.depth - bits);
-        let first = (here[0].0 >> (64 - bits) | 1) as usize * share;
+        let first = (hash >> (64 - bits) | 1) as usize * share;
         self.directory[first..first + share].fill(upper as u32);
+        true
     }
 
     /// Take a record out. Nothing happens if it isn't there.
@@ -257,6 +276,13 @@ mod tests {
     use super::*;
     use crate::secret::fixed;
 
+    fn named(last: RecordId, name: impl Fn(RecordId) -> u64) -> Pages<u64> {
+        let mut names = Pages::new();
+        names.reach(last as usize);
+        (1..=last).for_each(|id| *names.at_mut(id) = name(id));
+        names
+    }
+
     fn at(name: u64) -> Place {
         Place::of(name, fixed())
     }
@@ -265,8 +291,9 @@ mod tests {
     fn finds_what_was_inserted_and_not_what_was_removed() {
         let mut table = Table::new(fixed());
         let name = |id: RecordId| u64::from(id).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let names = named(200_000, name);
         for id in 1..=200_000 {
-            table.insert(at(name(id)), id, name);
+            table.insert(at(name(id)), id, &names);
         }
         for id in (1..=200_000).step_by(3) {
             table.remove(at(name(id)), id);
@@ -276,7 +303,7 @@ mod tests {
             assert_eq!(found, (id % 3 != 1).then_some(id));
         }
         for id in (1..=200_000).step_by(3) {
-            table.insert(at(name(id)), id, name);
+            table.insert(at(name(id)), id, &names);
         }
         assert!((1..=200_000).all(|id| table.find(at(name(id)), |other| other == id).is_some()));
     }
@@ -284,8 +311,9 @@ mod tests {
     #[test]
     fn one_name_may_stand_for_more_records_than_a_segment_holds() {
         let mut table = Table::new(fixed());
+        let names = named(5000, |_| 7);
         for id in 1..=5000 {
-            table.insert(at(7), id, |_| 7);
+            table.insert(at(7), id, &names);
         }
         assert!((1..=5000).all(|id| table.find(at(7), |other| other == id) == Some(id)));
         assert!(table.directory.len() <= 2, "names that can't be told apart must not grow the directory");
@@ -298,7 +326,7 @@ mod tests {
     #[test]
     fn a_record_can_take_anothers_place() {
         let mut table = Table::new(fixed());
-        table.insert(at(1), 1, |_| 1);
+        table.insert(at(1), 1, &named(2, |_| 1));
         table.replace(at(1), 1, 2);
         assert_eq!(table.find(at(1), |_| true), Some(2));
     }
