@@ -7,8 +7,8 @@
 //! A full segment splits in two (some microseconds); nothing else ever moves, so no insertion pauses for long. A name may stand
 //! for several records. The hash is keyed with a secret, so that nobody can choose names that collide.
 
+use crate::memory::prefetch;
 use crate::pages::{PAGE, Pages};
-use crate::prefetch::prefetch;
 use crate::secret::{Secret, mix};
 use hashbrown::HashMap;
 
