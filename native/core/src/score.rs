@@ -168,7 +168,7 @@ pub fn score(state: &State, found: &Found, blocks: u32, question: &Question) -> 
             _ => true,
         };
         let nothing = holding.groups.is_empty() && holding.promised.is_empty();
-        if nothing && !is_candidate {
+        if nothing && !is_candidate && groups.iter().any(|(_, spec)| reads_blocks(spec)) {
             continue;
         }
         let mut scored = match plain(groups, holding, question) {
@@ -189,6 +189,15 @@ pub fn score(state: &State, found: &Found, blocks: u32, question: &Question) -> 
         scores.streams.push(score_stream(name.clone(), &one_full_group, &holding, blocks, &order, question));
     }
     scores
+}
+
+/// Whether a hit needs any block of a group. A window of one token is the token that is computed.
+fn reads_blocks(spec: &GroupSpec) -> bool {
+    match spec.kind {
+        AttentionKind::Ignored => false,
+        AttentionKind::SlidingWindow => spec.window_tokens.is_none_or(|window_tokens| window_tokens > 1),
+        AttentionKind::Full | AttentionKind::State => true,
+    }
 }
 
 /// Turn runs of holder sets into what each stream holds. Returns the ranges that a wanted stream holds.
