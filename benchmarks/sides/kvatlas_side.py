@@ -79,7 +79,7 @@ class KvatlasSide(MeasuredSide):
         return array(code, values)
 
     def by_pod(self, answer: Mapping[Any, int]) -> dict[int, int]:
-        return {self._numbers[pod]: blocks for (pod, _), blocks in answer.items()}
+        return {self._numbers[pod]: blocks for pod, blocks in answer.items()}
 
     def remove(self, pod: int) -> None:
         self._index.forget(self._stream(pod))

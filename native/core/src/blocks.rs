@@ -11,7 +11,7 @@
 
 use crate::events::EngineHash;
 use crate::keys::BlockKey;
-use crate::pages::{PAGE, Pages};
+use crate::pages::{Access, PAGE, Pages};
 use crate::recency::Tick;
 use crate::secret::Secret;
 use crate::sets::{Change, EMPTY_BLOCK, EMPTY_KEY, EMPTY_NAME, FREE, Kind, Op, SetId, Sets};
@@ -71,10 +71,10 @@ impl Blocks {
     pub fn new(secret: Secret) -> Self {
         Self {
             secret,
-            keys: Pages::new(),
-            hashes: Pages::new(),
-            sets_of: Pages::new(),
-            stamps: Pages::new(),
+            keys: Pages::new(Access::InOrder),
+            hashes: Pages::new(Access::InOrder),
+            sets_of: Pages::new(Access::InOrder),
+            stamps: Pages::new(Access::InOrder),
             by_key: Table::new(secret),
             by_hash: Table::new(secret),
             numbers: 1,
@@ -315,28 +315,36 @@ impl Blocks {
         }
     }
 
-    /// Apply an operation to a Block or a Name, and what it changes to the Name's Key.
+    /// Apply an operation to a Block or a Name, and what it changes to the Name's Key. Also returns the Block or Key.
     #[inline]
-    pub fn change(&mut self, id: RecordId, op: Op) -> Change {
-        let set = self.set(id);
-        let change = self.sets.after(set, op);
-        self.assign(id, change.set);
-        match self.sets.kind(set) {
-            Kind::Name if matches!(op, Op::Add(..) | Op::Remove(..)) => {
-                self.change_primary(*self.keys.at(id) as RecordId, op);
-            }
-            Kind::Block => self.count(set, &change),
-            _ => {}
+    pub fn change(&mut self, id: RecordId, op: Op) -> (Change, RecordId) {
+        let change = self.change_set(id, op);
+        if change.kind == Kind::Block {
+            self.count(&change);
+            return (change, id);
         }
-        change
+        let key_record = *self.keys.at(id) as RecordId;
+        if matches!(op, Op::Add(..) | Op::Remove(..)) {
+            self.change_primary(key_record, op);
+        }
+        (change, key_record)
     }
 
     /// Apply an operation to a Key.
     pub fn change_primary(&mut self, id: RecordId, op: Op) {
-        let set = self.set(id);
-        let change = self.sets.after(set, op);
-        self.assign(id, change.set);
-        self.count(set, &change);
+        let change = self.change_set(id, op);
+        self.count(&change);
+    }
+
+    #[inline]
+    fn change_set(&mut self, id: RecordId, op: Op) -> Change {
+        let place = self.sets_of.at_mut(id);
+        let change = self.sets.after(self.sets.resolve(*place), op);
+        if *place != change.set {
+            self.sets.moved(*place, change.set);
+            *place = change.set;
+        }
+        change
     }
 
     /// Take all that a stream has out of a Block or a Name. Returns whether it was held, and how it was retired.
@@ -346,7 +354,7 @@ impl Blocks {
         let change = self.sets.after(set, Op::Forget(stream));
         self.assign(id, change.set);
         if self.sets.kind(set) == Kind::Block {
-            self.count(set, &change);
+            self.count(&change);
         } else {
             for item in mine.into_iter().filter(|item| is_held(*item)) {
                 self.change_primary(*self.keys.at(id) as RecordId, Op::Remove(slot_in(item), copies_in(item), 0));
@@ -356,10 +364,9 @@ impl Blocks {
     }
 
     #[inline]
-    fn count(&mut self, before: SetId, change: &Change) {
+    fn count(&mut self, change: &Change) {
         self.entries = self.entries.wrapping_add_signed(change.entries as isize);
-        self.held += usize::from(self.sets.held(change.set) > 0);
-        self.held -= usize::from(self.sets.held(before) > 0);
+        self.held = self.held.wrapping_add_signed(change.held as isize);
     }
 
     /// Let a set forward to the one with other items, and count what that changes. Returns (records, slots with copies less).

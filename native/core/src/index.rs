@@ -39,9 +39,13 @@ pub struct Index {
 }
 
 /// A writer's turn.
-struct Turn<'a> {
+pub struct Turn<'a> {
     index: &'a Index,
     state: Option<RwLockWriteGuard<'a, State>>,
+    /// Blocks changed since readers were let in.
+    changed: usize,
+    /// The stream that events were applied to last.
+    stream: Option<(StreamName, StreamId)>,
     _turn: MutexGuard<'a, ()>,
 }
 
@@ -53,6 +57,7 @@ impl Turn<'_> {
     /// Let readers in.
     fn pause(&mut self) {
         self.state = None;
+        self.changed = 0;
         let mut rounds = 0;
         while self.index.readers_waiting.load(SeqCst) > 0 && rounds < 1000 {
             rounds += 1;
@@ -75,9 +80,10 @@ impl Index {
         }
     }
 
-    fn turn(&self) -> Turn<'_> {
+    /// Wait for a turn, and take it: other writers wait until it is dropped.
+    pub fn turn(&self) -> Turn<'_> {
         let turn = self.turn.lock();
-        Turn { index: self, state: None, _turn: turn }
+        Turn { index: self, state: None, changed: 0, stream: None, _turn: turn }
     }
 
     fn lock(&self) -> RwLockWriteGuard<'_, State> {
@@ -118,32 +124,7 @@ impl Index {
 
     /// Apply a batch of a stream's events, in order.
     pub fn apply(&self, name: &StreamName, batch: &Batch, model: Option<&str>, now_s: f64) -> Result<Report, TooManyStreams> {
-        let mut turn = self.turn();
-        let mut report = Report::default();
-        let state = turn.state();
-        let id = state.stream_id(name).ok_or(TooManyStreams)?;
-        state.begin_batch(id, model, batch.timestamp_s, now_s);
-        for event in &batch.events {
-            match event {
-                Event::Stored(event) => store(&mut turn, id, event, batch, &mut report),
-                Event::Removed(event) => {
-                    let slots = turn.state().slots_in(id, &event.tier, event.group);
-                    for hashes in batch.hashes[event.hashes.clone()].chunks(STEP_BLOCKS) {
-                        turn.state().remove_blocks(id, &slots, hashes, &mut report);
-                        turn.pause_after(hashes.len());
-                    }
-                }
-                Event::Cleared(tier) => {
-                    let tier = tier.clone().unwrap_or_else(crate::events::Tier::gpu);
-                    let slots = turn.state().slots_in(id, &tier, None);
-                    clear(&mut turn, id, &slots, &mut report);
-                }
-            }
-            turn.state().end_event(id);
-        }
-        let blocks = report.stored + report.removed;
-        finish(&mut turn, now_s, blocks);
-        Ok(report)
+        self.turn().apply(name, batch, model, now_s)
     }
 
     /// Note that a stream will soon hold `keys`.
@@ -212,7 +193,7 @@ impl Index {
         if self.read().is_due(now_s)
             && let Some(turn) = self.turn.try_lock()
         {
-            expire(&mut Turn { index: self, state: None, _turn: turn }, now_s);
+            expire(&mut Turn { index: self, state: None, changed: 0, stream: None, _turn: turn }, now_s);
         }
     }
 
@@ -223,11 +204,57 @@ impl Index {
 }
 
 impl Turn<'_> {
-    /// Let readers in, after a step that was not too short.
+    /// Let readers in, if enough was changed since they were.
     fn pause_after(&mut self, blocks: usize) {
-        if blocks == STEP_BLOCKS {
+        self.changed += blocks;
+        if self.changed >= STEP_BLOCKS {
             self.pause();
         }
+    }
+
+    fn stream_id(&mut self, name: &StreamName) -> Option<StreamId> {
+        if let Some((known, id)) = &self.stream
+            && known == name
+        {
+            return Some(*id);
+        }
+        let id = self.state().stream_id(name)?;
+        self.stream = Some((name.clone(), id));
+        Some(id)
+    }
+
+    /// Apply a batch of a stream's events, in order.
+    pub fn apply(
+        &mut self,
+        name: &StreamName,
+        batch: &Batch,
+        model: Option<&str>,
+        now_s: f64,
+    ) -> Result<Report, TooManyStreams> {
+        let mut report = Report::default();
+        let id = self.stream_id(name).ok_or(TooManyStreams)?;
+        self.state().begin_batch(id, model, batch.timestamp_s, now_s);
+        for event in &batch.events {
+            match event {
+                Event::Stored(event) => store(self, id, event, batch, &mut report),
+                Event::Removed(event) => {
+                    let slots = self.state().slots_in(id, &event.tier, event.group);
+                    for hashes in batch.hashes[event.hashes.clone()].chunks(STEP_BLOCKS) {
+                        self.state().remove_blocks(id, &slots, hashes, &mut report);
+                        self.pause_after(hashes.len());
+                    }
+                }
+                Event::Cleared(tier) => {
+                    let tier = tier.clone().unwrap_or_else(crate::events::Tier::gpu);
+                    let slots = self.state().slots_in(id, &tier, None);
+                    clear(self, id, &slots, &mut report);
+                }
+            }
+            self.state().end_event(id);
+        }
+        let blocks = report.stored + report.removed;
+        finish(self, now_s, blocks);
+        Ok(report)
     }
 }
 

@@ -12,12 +12,22 @@ const SMALL_BYTES: usize = 1 << 21;
 /// Elements `0..len`, all there; a new page is filled with defaults.
 pub struct Pages<T> {
     groups: Vec<Vec<T>>,
+    access: Access,
+}
+
+/// How elements are mostly asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// One after the other.
+    InOrder,
+    /// Anywhere: worth large pages, of which the last one is half empty.
+    Anywhere,
 }
 
 impl<T: Default> Pages<T> {
     /// Nothing.
-    pub fn new() -> Self {
-        Self { groups: Vec::new() }
+    pub fn new(access: Access) -> Self {
+        Self { groups: Vec::new(), access }
     }
 
     /// Make element `index` exist.
@@ -26,7 +36,9 @@ impl<T: Default> Pages<T> {
             if self.groups.last().is_none_or(|group| group.len() == GROUP) {
                 let mut group = Vec::with_capacity(GROUP);
                 let small = if self.groups.is_empty() { SMALL_BYTES / size_of::<T>() } else { 0 };
-                prefer_large_pages(&mut group.spare_capacity_mut()[small..]);
+                if self.access == Access::Anywhere {
+                    prefer_large_pages(&mut group.spare_capacity_mut()[small..]);
+                }
                 self.groups.push(group);
             }
             if let Some(group) = self.groups.last_mut() {

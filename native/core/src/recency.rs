@@ -25,6 +25,8 @@ pub struct Recency {
     last: AtomicU64,
     /// The last epoch's time as bits: whether another has begun is known without the lock.
     epoch_s: AtomicU64,
+    /// The first epoch's beginning and the last tick before it: whether it has expired is known without the lock.
+    first: (AtomicU64, AtomicU64),
     epochs: Mutex<Epochs>,
 }
 
@@ -32,7 +34,13 @@ impl Recency {
     /// Nothing was used yet.
     pub fn new(ttl_s: f64) -> Self {
         let epochs = Mutex::new(Epochs { began: VecDeque::new() });
-        Self { ttl_s, last: AtomicU64::new(0), epoch_s: AtomicU64::new(f64::NEG_INFINITY.to_bits()), epochs }
+        Self {
+            ttl_s,
+            last: AtomicU64::new(0),
+            epoch_s: AtomicU64::new(f64::NEG_INFINITY.to_bits()),
+            first: (AtomicU64::new(f64::INFINITY.to_bits()), AtomicU64::new(0)),
+            epochs,
+        }
     }
 
     /// Take the ticks of `count` uses at a time. Returns the tick before the first.
@@ -42,6 +50,7 @@ impl Recency {
         if now_s > epoch_s && (epoch_s == f64::NEG_INFINITY || now_s - epoch_s >= self.ttl_s / STEPS) {
             let mut epochs = self.epochs.lock();
             epochs.began.push_back((self.last.load(Relaxed), now_s));
+            self.note_first(&epochs);
             self.epoch_s.store(now_s.to_bits(), Relaxed);
         }
         self.last.fetch_add(count, Relaxed)
@@ -54,14 +63,25 @@ impl Recency {
 
     /// The last tick whose use is as old as the time to live; 0 if none is.
     pub fn expired(&self, now_s: f64) -> Tick {
+        if now_s - f64::from_bits(self.first.0.load(Relaxed)) < self.ttl_s {
+            return self.first.1.load(Relaxed);
+        }
         let mut epochs = self.epochs.lock();
         while epochs.began.len() > 1 && now_s - epochs.began[1].1 >= self.ttl_s {
             epochs.began.pop_front();
         }
+        self.note_first(&epochs);
         match (epochs.began.front(), epochs.began.get(1)) {
             (Some((_, began_s)), next) if now_s - began_s >= self.ttl_s => next.map_or(self.now(), |(tick, _)| *tick),
             (Some((tick, _)), _) => *tick,
             (None, _) => 0,
+        }
+    }
+
+    fn note_first(&self, epochs: &Epochs) {
+        if let Some((tick, began_s)) = epochs.began.front() {
+            self.first.1.store(*tick, Relaxed);
+            self.first.0.store(began_s.to_bits(), Relaxed);
         }
     }
 
@@ -82,6 +102,7 @@ impl Recency {
         }
         self.epoch_s.store(epochs.began.back().map_or(f64::NEG_INFINITY, |(_, began_s)| *began_s).to_bits(), Relaxed);
         self.last.store(tick, Relaxed);
+        self.note_first(&epochs);
     }
 }
 

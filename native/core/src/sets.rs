@@ -77,6 +77,10 @@ pub struct Change {
     pub retired_before: Option<u32>,
     /// What the set gained or lost in slots with copies.
     pub entries: i32,
+    /// 1 if somebody holds the block now and nobody did before, -1 the other way round.
+    pub held: i32,
+    /// What the sets belong to.
+    pub kind: Kind,
 }
 
 /// All holder sets.
@@ -278,8 +282,9 @@ impl Sets {
             items.insert(items.partition_point(|item| slot_in(*item) < slot), item(slot, 1));
         }
         let after = self.intern(kind, &items);
-        let entries = self.held(after) as i32 - self.held(set) as i32;
-        Change { set: after, had_copies, held_before, held_after, retired_before, entries }
+        let (before, now) = (self.held(set) as i32, self.held(after) as i32);
+        let (entries, held) = (now - before, now.signum() - before.signum());
+        Change { set: after, had_copies, held_before, held_after, retired_before, entries, held, kind }
     }
 
     /// The set with these items. They are sorted by slot, each slot once.

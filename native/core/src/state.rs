@@ -314,8 +314,7 @@ impl State {
                 report.refused += 1;
                 continue;
             }
-            add_copy(shared, stream, storing.slot, record, report);
-            let primary = shared.blocks.primary(record);
+            let primary = add_copy(shared, stream, storing.slot, record, report);
             shared.blocks.stamp_at_least(primary, storing.first_tick + (hashes.len() - number) as Tick); // a hash may come twice
         }
         stored
@@ -347,7 +346,9 @@ impl State {
         }
         storing.touched.push(record.unwrap_or(0));
         match record {
-            Some(record) => add_copy(shared, stream, storing.slot, record, report),
+            Some(record) => {
+                add_copy(shared, stream, storing.slot, record, report);
+            }
             None => add_elsewhere(shared, stream, storing.slot, hash, report),
         }
     }
@@ -786,18 +787,19 @@ fn name_one(
     End::Whole(after.key)
 }
 
-/// Add a copy of a block that has a record of its own.
+/// Add a copy of a block that has a record of its own. Returns the record that says who holds it.
 #[inline]
-fn add_copy(shared: &mut Shared, stream: &mut Stream, slot: Slot, record: RecordId, report: &mut Report) {
+fn add_copy(shared: &mut Shared, stream: &mut Stream, slot: Slot, record: RecordId, report: &mut Report) -> RecordId {
     if !shared.promises.is_empty() {
         shared.promises.keep(shared.blocks.key(record), &stream.name);
     }
-    let change = shared.blocks.change(record, Op::Add(slot, 1));
+    let (change, primary) = shared.blocks.change(record, Op::Add(slot, 1));
     report.duplicates += u64::from(change.had_copies);
     stream.held += u64::from(!change.held_before);
     if let Some(generation) = change.retired_before {
         stream.retired[generation as usize] -= 1;
     }
+    primary
 }
 
 /// Remove a copy of a block that has a record of its own, from each slot that has one. Returns whether any had.
@@ -810,7 +812,7 @@ fn remove_copy(shared: &mut Shared, stream: &mut Stream, slots: &[Slot], record:
         if !shared.blocks.sets.of_stream(set, stream.id).iter().any(|item| slot_in(*item) == *slot) {
             continue;
         }
-        let change = shared.blocks.change(record, Op::Remove(*slot, 1, stream.young));
+        let (change, _) = shared.blocks.change(record, Op::Remove(*slot, 1, stream.young));
         found = true;
         if change.held_before && !change.held_after {
             stream.held -= 1;

@@ -8,7 +8,7 @@
 //! for several records. The hash is keyed with a secret, so that nobody can choose names that collide.
 
 use crate::memory::prefetch;
-use crate::pages::{PAGE, Pages};
+use crate::pages::{Access, PAGE, Pages};
 use crate::secret::{Secret, mix};
 use hashbrown::HashMap;
 
@@ -88,7 +88,7 @@ impl Table {
     /// An empty table.
     pub fn new(secret: Secret) -> Self {
         let (directory, crowd) = (vec![0, 1], HashMap::new());
-        let mut table = Self { secret, depth: 1, directory, segments: Vec::new(), slots: Pages::new(), crowd };
+        let mut table = Self { secret, depth: 1, directory, segments: Vec::new(), slots: Pages::new(Access::Anywhere), crowd };
         table.grow(1);
         table.grow(1);
         table
@@ -277,7 +277,7 @@ mod tests {
     use crate::secret::fixed;
 
     fn named(last: RecordId, name: impl Fn(RecordId) -> u64) -> Pages<u64> {
-        let mut names = Pages::new();
+        let mut names = Pages::new(Access::InOrder);
         names.reach(last as usize);
         (1..=last).for_each(|id| *names.at_mut(id) = name(id));
         names

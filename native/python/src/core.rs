@@ -21,6 +21,25 @@ type AppliedTuple = (u32, ReportTuple, u64, u64, u64, Option<f64>, Vec<String>);
 /// What is asked for beside the keys: `(pods, model, scorer, weights by tier, weight of others, stale weight)`
 type QuestionTuple = (Option<Vec<String>>, Option<String>, String, Vec<(String, f64)>, f64, f64);
 
+/// Payloads that are decoded before they are applied in one turn: so many, of so many bytes together (but for a single one).
+const TURN_PAYLOADS: usize = 16;
+const TURN_BYTES: usize = 1 << 20;
+
+fn turns(payloads: &[PyBackedBytes]) -> impl Iterator<Item = &[PyBackedBytes]> {
+    let mut rest = payloads;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |payload: &&PyBackedBytes| {
+            bytes += payload.len();
+            bytes <= TURN_BYTES
+        };
+        let count = rest.iter().take(TURN_PAYLOADS).take_while(fits).count().max(1).min(rest.len());
+        let (turn, later) = rest.split_at(count);
+        rest = later;
+        (count > 0).then_some(turn)
+    })
+}
+
 fn wire(name: &str) -> PyResult<Wire> {
     match name {
         "vllm" => Ok(Wire::Vllm),
@@ -131,22 +150,28 @@ impl Core {
         let wire = self::wire(wire)?;
         py.detach(|| {
             let mut applied: Vec<Applied> = Vec::new();
-            let mut batch = Batch::default();
+            let mut batches: Vec<Batch> = Vec::new();
             let mut name = StreamName { pod: pod.into(), dp_rank };
             let mut taken = 0;
-            for payload in &payloads {
-                if decode_payload(payload, wire, &mut batch).is_err() {
+            for payloads in turns(&payloads) {
+                batches.resize_with(payloads.len(), Batch::default);
+                let reads = payloads.iter().zip(&mut batches).map(|(payload, batch)| decode_payload(payload, wire, batch));
+                let read = reads.take_while(Result::is_ok).count();
+                let mut turn = self.index.turn();
+                for batch in &batches[..read] {
+                    name.dp_rank = batch.dp_rank.unwrap_or(dp_rank);
+                    let report = turn.apply(&name, batch, model, now_s).map_err(too_many)?;
+                    let at = applied.iter().position(|some| some.dp_rank == name.dp_rank).unwrap_or_else(|| {
+                        applied.push(Applied { dp_rank: name.dp_rank, ..Applied::default() });
+                        applied.len() - 1
+                    });
+                    applied[at].report.add(&report);
+                    applied[at].note(batch);
+                    taken += 1;
+                }
+                if read < payloads.len() {
                     break;
                 }
-                name.dp_rank = batch.dp_rank.unwrap_or(dp_rank);
-                let report = self.index.apply(&name, &batch, model, now_s).map_err(too_many)?;
-                let at = applied.iter().position(|some| some.dp_rank == name.dp_rank).unwrap_or_else(|| {
-                    applied.push(Applied { dp_rank: name.dp_rank, ..Applied::default() });
-                    applied.len() - 1
-                });
-                applied[at].report.add(&report);
-                applied[at].note(&batch);
-                taken += 1;
             }
             Ok((taken, applied.into_iter().map(Applied::into_tuple).collect()))
         })
