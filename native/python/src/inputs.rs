@@ -3,7 +3,9 @@
 use kvatlas_core::events::{AttentionKind, Batch, Event, Extra, GroupSpec, Removed, Stored, Tier};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
+use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 
 /// Token ids: a buffer of 32-bit unsigned integers (taken over in one piece), or a sequence of integers.
 pub struct Tokens(pub Vec<u32>);
@@ -14,8 +16,44 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Tokens {
     fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
         match PyBuffer::<u32>::get(&value) {
             Ok(buffer) => buffer.to_vec(value.py()).map(Self),
-            Err(_) => value.extract().map(Self),
+            Err(_) => integers(&value).map(Self),
         }
+    }
+}
+
+/// A sequence's integers. Those of a list are read in place: three times as fast as by its iterator.
+fn integers<'py, T>(value: &Bound<'py, PyAny>) -> PyResult<Vec<T>>
+where
+    T: for<'a> FromPyObject<'a, 'py, Error = PyErr> + TryFrom<u64>,
+{
+    let Ok(list) = value.cast_exact::<PyList>() else { return value.extract() };
+    let mut found = Vec::with_capacity(list.len());
+    for at in 0..list.len() {
+        match plain_integer(list, at).and_then(|integer| T::try_from(integer).ok()) {
+            Some(integer) => found.push(integer),
+            None => found.push(list.get_item(at)?.extract()?),
+        }
+    }
+    Ok(found)
+}
+
+/// An item of a list, if it is an `int` of 64 bits.
+#[inline]
+fn plain_integer(list: &Bound<'_, PyList>, at: usize) -> Option<u64> {
+    // SAFETY: the GIL is held (`list` is bound to it), so the list does not change while the borrowed item is read: neither the
+    // check nor the conversion of an `int` runs any Python code. `PyList_GetItem` checks its index.
+    unsafe {
+        let item = ffi::PyList_GetItem(list.as_ptr(), at as ffi::Py_ssize_t);
+        if item.is_null() || ffi::PyLong_Check(item) == 0 {
+            ffi::PyErr_Clear();
+            return None;
+        }
+        let integer = ffi::PyLong_AsUnsignedLongLong(item);
+        if integer == u64::MAX && !ffi::PyErr_Occurred().is_null() {
+            ffi::PyErr_Clear();
+            return None;
+        }
+        Some(integer)
     }
 }
 
@@ -28,7 +66,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Keys {
     fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
         match PyBuffer::<u64>::get(&value) {
             Ok(buffer) => buffer.to_vec(value.py()).map(Self),
-            Err(_) => value.extract().map(Self),
+            Err(_) => integers(&value).map(Self),
         }
     }
 }

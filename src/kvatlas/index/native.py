@@ -155,7 +155,12 @@ class NativeIndex:
         extras = [(extra.offset_tokens, extra.kind, extra.value) for extra in prompt_extras(cache_salt, multimodal)]
         root = self._root(lora_name or model)
         question = _question(weighing or Weighing(), pods, model)
-        return self._core.score_tokens(as_token_array(tokens), root, extras, question, self._clock())
+        if not isinstance(tokens, list):
+            tokens = as_token_array(tokens)
+        try:
+            return self._core.score_tokens(tokens, root, extras, question, self._clock())
+        except (TypeError, OverflowError):
+            return self._core.score_tokens(as_token_array(tokens), root, extras, question, self._clock())
 
     def score_prompt(
         self,
