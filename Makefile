@@ -1,5 +1,5 @@
 # Everything here works on a fresh machine with make and Python 3.11 or newer (on Debian: python3 and python3-venv). Where cargo
-# is there too (Rust 1.85 or newer), the native core is built, checked and tested; KVATLAS_NATIVE=0 leaves it out.
+# is there too (Rust 1.88 or newer), the native core is built, checked and tested; KVATLAS_NATIVE=0 leaves it out.
 # CI runs the same targets (.ci/run).
 
 PYTHON ?= python3
@@ -29,7 +29,7 @@ demo: $(DEMO_VENV)/$(INSTALLED) ## Install kvatlas and show it at work on two re
 
 test: $(VENV)/$(INSTALLED) ## Run the tests. TEST_ARGS="tests/unit -k keys" runs some of them.
 	@if $(CARGO_WORKS); then (set -x; cd native && cargo test --quiet --locked); \
-	else echo "WITHOUT the native core's own tests: they need cargo (Rust 1.85 or newer, https://rustup.rs)."; fi
+	else echo "WITHOUT the native core's own tests: they need cargo (Rust 1.88 or newer, https://rustup.rs)."; fi
 	@$(BIN)/python $(SAY_CORE)
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
@@ -41,7 +41,7 @@ lint: $(VENV)/$(INSTALLED) ## Formatting, lint, types, and that generated code a
 	$(BIN)/python docs/generate.py --check
 	@if $(CARGO_WORKS) && cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1; then \
 		(set -x; cd native && cargo fmt --all --check && cargo clippy --quiet --locked --workspace --all-targets -- -D warnings); \
-	else echo "WITHOUT a look at native/: that needs cargo (Rust 1.85 or newer) with rustfmt and clippy."; fi
+	else echo "WITHOUT a look at native/: that needs cargo (Rust 1.88 or newer) with rustfmt and clippy."; fi
 	@if $(BIN)/python -c 'import kvatlas._native' 2>/dev/null; then (set -x; $(BIN)/stubtest kvatlas._native); \
 	else echo "WITHOUT a look at _native.pyi: the native core is not built."; fi
 

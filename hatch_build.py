@@ -28,7 +28,7 @@ RECORD = "kvatlas/_native_missing.txt"
 PYTHON_TAG = "cp311"
 """The feature abi3-py311 of native/python: one wheel for this Python and all later ones."""
 REASON_CHARS_MAX = 400
-REMEDY = "install Rust 1.85 or newer (https://rustup.rs); `pip install -v` shows all that cargo said"
+REMEDY = "install Rust 1.88 or newer (https://rustup.rs); `pip install -v` shows all that cargo said"
 
 
 class NativeMissingError(Exception):

@@ -96,7 +96,8 @@ impl Irregular {
         chunks.iter().filter_map(|id| self.chunks[*id as usize].as_ref()).map(|chunk| chunk.key).collect()
     }
 
-    /// Name a block: `keys` end in it, the first one also needs `unfinished` blocks before it.
+    /// Name a block: `keys` end in it, the first one also needs the blocks `before` it.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of what an event says of the block")]
     pub fn name(
         &mut self,
         shared: &mut Shared,

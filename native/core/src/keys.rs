@@ -74,7 +74,7 @@ impl KeySchema {
         let size = self.block_size_tokens;
         let left_over = end.pending.len() as i64;
         let given = tokens.len() as i64;
-        if left_over == 0 && end.extras.is_empty() && extras.is_empty() && tokens.len() % size == 0 {
+        if left_over == 0 && end.extras.is_empty() && extras.is_empty() && tokens.len().is_multiple_of(size) {
             let before = keys.len();
             self.keys_after(end.key, tokens, keys);
             return ChainEnd::at(keys[before..].last().copied().unwrap_or(end.key));

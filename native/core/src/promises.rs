@@ -42,10 +42,13 @@ impl Ord for Due {
     }
 }
 
+/// Who was promised a block, and until when.
+type Promised = SmallVec<[(Arc<StreamName>, f64); 1]>;
+
 /// All promises. Each ends by its event or by its time; the one that ends first is given up for one too many.
 pub struct Promises {
     records_max: usize,
-    ends_s: HashMap<BlockKey, SmallVec<[(Arc<StreamName>, f64); 1]>>,
+    ends_s: HashMap<BlockKey, Promised>,
     /// By end; a promise that was renewed or kept stays in here until its first end.
     queue: BTreeSet<Due>,
     made: u64,

@@ -126,7 +126,7 @@ impl State {
             streams: Vec::new(),
             by_name: HashMap::new(),
             free: Vec::new(),
-            tiers: Tiers::new(),
+            tiers: Tiers::default(),
             victims: Victims::default(),
             evicted: [0; 3],
             not_before: 1,
@@ -241,8 +241,8 @@ impl State {
     ) {
         let first = numbers.start;
         let stored = self.store_whole(id, storing, hashes, numbers.clone(), report);
-        for number in first + stored..numbers.end {
-            self.store_block(id, storing, number, hashes[number], report);
+        for (number, hash) in hashes.iter().enumerate().take(numbers.end).skip(first + stored) {
+            self.store_block(id, storing, number, *hash, report);
         }
     }
 

@@ -139,12 +139,14 @@ pub struct Tiers {
     names: Vec<Tier>,
 }
 
-impl Tiers {
+impl Default for Tiers {
     /// The device is tier 0.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { names: vec![Tier::gpu()] }
     }
+}
 
+impl Tiers {
     /// A tier's number, if it has one.
     pub fn find(&self, tier: &Tier) -> Option<TierId> {
         self.names.iter().position(|known| known == tier).map(|number| number as TierId)

@@ -18,6 +18,9 @@ use std::sync::Arc;
 /// What payloads did to one rank: `(rank, report, stored events, removed events, cleared events, last timestamp, tiers stored to)`
 type AppliedTuple = (u32, ReportTuple, u64, u64, u64, Option<f64>, Vec<String>);
 
+/// A payload: `(timestamp, rank, events)`
+type DecodedTuple<'py> = (Option<f64>, Option<u32>, Vec<Bound<'py, PyAny>>);
+
 /// What is asked for beside the keys: `(pods, model, scorer, weights by tier, weight of others, stale weight)`
 type QuestionTuple = (Option<Vec<String>>, Option<String>, String, Vec<(String, f64)>, f64, f64);
 
@@ -54,11 +57,7 @@ fn too_many(_: TooManyStreams) -> PyErr {
 
 /// Decode a payload: `(timestamp, rank, events)`, or None for one that the reference decoder has to judge.
 #[pyfunction]
-pub fn decode<'py>(
-    py: Python<'py>,
-    payload: PyBackedBytes,
-    wire: &str,
-) -> PyResult<Option<(Option<f64>, Option<u32>, Vec<Bound<'py, PyAny>>)>> {
+pub fn decode<'py>(py: Python<'py>, payload: PyBackedBytes, wire: &str) -> PyResult<Option<DecodedTuple<'py>>> {
     let wire = self::wire(wire)?;
     let mut batch = Batch::default();
     match py.detach(|| decode_payload(&payload, wire, &mut batch)) {

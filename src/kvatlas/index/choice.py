@@ -19,7 +19,7 @@ RECORD = Path(__file__).parents[1] / "_native_missing.txt"
 """Where the build (hatch_build.py) says why it made no native core. There is no such file where it made one."""
 
 REMEDY = (
-    "install Rust 1.85 or newer (https://rustup.rs), then kvatlas once more: "
+    "install Rust 1.88 or newer (https://rustup.rs), then kvatlas once more: "
     "`KVATLAS_NATIVE=1 pip install --force-reinstall --no-cache-dir kvatlas` (in a checkout `.` for `kvatlas`)"
 )
 """With KVATLAS_NATIVE=1 an installation without the native core fails and says all; pip would reuse a wheel that it keeps."""
