@@ -45,6 +45,15 @@ pub enum Link {
     Full,
 }
 
+/// Why a record was not restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// There are no more record numbers.
+    Full,
+    /// The key has a record.
+    Known,
+}
+
 /// All records.
 pub struct Blocks {
     secret: Secret,
@@ -105,6 +114,12 @@ impl Blocks {
             Kind::Name => *self.keys.at(*self.keys.at(id) as RecordId),
             _ => *self.keys.at(id),
         }
+    }
+
+    /// The key of a Block or Key.
+    #[inline]
+    pub fn key_of_primary(&self, id: RecordId) -> BlockKey {
+        *self.keys.at(id)
     }
 
     /// The record that says who holds the block: the record itself, or of a Name its Key.
@@ -417,6 +432,75 @@ impl Blocks {
     /// One past the largest record number.
     pub fn numbers(&self) -> RecordId {
         self.numbers
+    }
+
+    // -- restoring ----------------------------------------------------------------------------------------------------
+
+    /// Make room for so many keys and hashes at once. For no records only.
+    pub fn make_room(&mut self, keys: usize, hashes: usize) {
+        self.by_key = Table::with_room(self.secret, keys);
+        self.by_hash = Table::with_room(self.secret, hashes);
+    }
+
+    /// Ask for the memory that restoring a record will write to.
+    #[inline]
+    pub fn expect_record(&self, key: Place, hash: Place) {
+        self.by_key.expect(key);
+        self.by_hash.expect(hash);
+    }
+
+    /// A Block as it was. Names with their places.
+    #[inline]
+    pub fn restore_block(
+        &mut self,
+        key: (BlockKey, Place),
+        hash: (EngineHash, Place),
+        set: SetId,
+        tick: Tick,
+    ) -> Result<(), Refused> {
+        let id = self.restore_primary(key, hash.0, set, tick)?;
+        self.index_hash(hash.1, id);
+        let held = self.sets.held(set) as usize;
+        self.entries += held;
+        self.held += usize::from(held > 0);
+        Ok(())
+    }
+
+    /// A Key that nobody holds yet.
+    pub fn restore_key(&mut self, key: BlockKey, tick: Tick) -> Result<RecordId, Refused> {
+        self.restore_primary((key, self.place(key)), 0, EMPTY_KEY, tick)
+    }
+
+    #[inline]
+    fn restore_primary(&mut self, key: (BlockKey, Place), hash: u64, set: SetId, tick: Tick) -> Result<RecordId, Refused> {
+        if self.find_key_at(key.1, key.0).is_some() {
+            return Err(Refused::Known);
+        }
+        let id = self.allocate(key.0, hash, set).ok_or(Refused::Full)?;
+        self.stamp(id, tick);
+        self.index_key(key.1, id);
+        Ok(id)
+    }
+
+    /// The next Name of a Key, behind the one `before`; the Key's holders follow.
+    pub fn restore_name(
+        &mut self,
+        key_record: RecordId,
+        before: Option<RecordId>,
+        hash: EngineHash,
+        set: SetId,
+    ) -> Result<RecordId, Refused> {
+        let name = self.allocate(u64::from(key_record), hash, set).ok_or(Refused::Full)?;
+        match before {
+            None => *self.hashes.at_mut(key_record) = u64::from(name),
+            Some(before) => self.stamps.at(before).store(u64::from(name), Relaxed),
+        }
+        self.index_hash(self.place(hash), name);
+        let items: SmallVec<[Item; 4]> = SmallVec::from_slice(self.sets.items(set));
+        for item in items.into_iter().filter(|item| is_held(*item)) {
+            self.change_primary(key_record, Op::Add(slot_in(item), copies_in(item)));
+        }
+        Ok(name)
     }
 
     // -- giving up ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ use crate::promises::StreamName;
 use crate::report::{Report, Stats};
 use crate::score::{Question, Scores, score};
 use crate::slots::{Slot, StreamId};
+use crate::snapshot::{self, SnapshotError};
 use crate::state::{STEP_BLOCKS, State, Storing};
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use smallvec::SmallVec;
@@ -170,6 +171,38 @@ impl Index {
             turn.pause();
         }
         evicted
+    }
+
+    // -- snapshots ----------------------------------------------------------------------------------------------------
+
+    /// All of the index but its promises, as bytes ([`crate::snapshot`]). Writers wait, readers go on: it holds the writers' turn,
+    /// and of the state it takes no more than a reader's share.
+    pub fn snapshot(&self, now_s: f64) -> Vec<u8> {
+        let _turn = self.turn.lock();
+        snapshot::write(&self.read(), now_s)
+    }
+
+    /// Become what the index of a snapshot was; ages go on from what they were. Promises stay those of this index. The bounds
+    /// on blocks and bytes hold at once, others from the next event on.
+    ///
+    /// Only where no stream is known. Whatever is wrong with the bytes, the index stays as it was. Readers go on: they see the
+    /// empty index until the end. Codes for stale streams are below `stale_codes`.
+    pub fn restore(&self, bytes: &[u8], stale_codes: u8, now_s: f64) -> Result<(), SnapshotError> {
+        let mut turn = self.turn();
+        let (schema, limits) = {
+            let state = self.read();
+            if state.streams().next().is_some() {
+                return Err(SnapshotError::NotEmpty);
+            }
+            (state.shared.schema.clone(), state.shared.limits)
+        };
+        let mut restored = snapshot::read(bytes, schema, limits, stale_codes, now_s)?;
+        let state = turn.state();
+        std::mem::swap(state, &mut restored);
+        std::mem::swap(&mut state.shared.promises, &mut restored.shared.promises);
+        turn.pause();
+        keep_bounds(&mut turn);
+        Ok(())
     }
 
     // -- read path ----------------------------------------------------------------------------------------------------
@@ -339,6 +372,18 @@ fn finish(turn: &mut Turn, now_s: f64, blocks: u64) {
     if turn.state().is_due(now_s) {
         expire(turn, now_s);
     }
+    keep_bounds(turn);
+    let mut looked_at = 0;
+    while looked_at < 8 * blocks + 64 && turn.state().wants_sweep() {
+        turn.state().sweep(STEP_RECORDS);
+        looked_at += u64::from(STEP_RECORDS);
+        turn.pause();
+    }
+    turn.state().shared.blocks.sets.tidy();
+}
+
+/// Evict what is beyond the bounds on blocks and bytes.
+fn keep_bounds(turn: &mut Turn) {
     let mut steps = 0;
     while turn.state().shared.blocks.held > turn.state().shared.limits.blocks_max {
         let Some(oldest) = turn.state().oldest() else { break };
@@ -355,11 +400,4 @@ fn finish(turn: &mut Turn, now_s: f64, blocks: u64) {
     while turn.state().bytes() > bytes_max && turn.state().give_up_something() {
         turn.pause();
     }
-    let mut looked_at = 0;
-    while looked_at < 8 * blocks + 64 && turn.state().wants_sweep() {
-        turn.state().sweep(STEP_RECORDS);
-        looked_at += u64::from(STEP_RECORDS);
-        turn.pause();
-    }
-    turn.state().shared.blocks.sets.tidy();
 }

@@ -14,9 +14,9 @@ use smallvec::SmallVec;
 
 type ChunkId = u32;
 
-struct Chunk {
-    key: BlockKey,
-    hashes: SmallVec<[EngineHash; 4]>,
+pub(crate) struct Chunk {
+    pub key: BlockKey,
+    pub hashes: SmallVec<[EngineHash; 4]>,
 }
 
 /// A block whose tokens are known.
@@ -25,9 +25,9 @@ pub struct IrregularBlock {
     pub end: ChainEnd,
     /// The engine blocks that hold `end.pending`.
     pub unfinished: Vec<EngineHash>,
-    chunks: SmallVec<[ChunkId; 4]>,
-    copies: SmallVec<[(Slot, u32); 1]>,
-    retired: Option<u32>,
+    pub(crate) chunks: SmallVec<[ChunkId; 4]>,
+    pub(crate) copies: SmallVec<[(Slot, u32); 1]>,
+    pub(crate) retired: Option<u32>,
 }
 
 /// What [`Irregular::set_copies`] changed.
@@ -46,11 +46,11 @@ pub struct Shift {
 /// A stream's irregular blocks.
 #[derive(Default)]
 pub struct Irregular {
-    blocks: LinkedHashMap<EngineHash, IrregularBlock>,
-    chunks: Vec<Option<Chunk>>,
+    pub(crate) blocks: LinkedHashMap<EngineHash, IrregularBlock>,
+    pub(crate) chunks: Vec<Option<Chunk>>,
     free: Vec<ChunkId>,
-    by_key: HashMap<BlockKey, SmallVec<[ChunkId; 1]>>,
-    retired: [Vec<EngineHash>; 2],
+    pub(crate) by_key: HashMap<BlockKey, SmallVec<[ChunkId; 1]>>,
+    pub(crate) retired: [Vec<EngineHash>; 2],
 }
 
 impl Irregular {
@@ -78,6 +78,11 @@ impl Irregular {
     /// All keys that its blocks make up.
     pub fn keys(&self) -> impl Iterator<Item = BlockKey> {
         self.by_key.keys().copied()
+    }
+
+    /// The copies of each key that its blocks make up, for each way in which they do.
+    pub fn key_copies(&self) -> impl Iterator<Item = (BlockKey, Vec<(Slot, u32)>)> {
+        self.chunks.iter().flatten().map(|chunk| (chunk.key, self.copies_by_slot(chunk)))
     }
 
     /// All hashes.

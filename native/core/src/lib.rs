@@ -24,6 +24,7 @@ mod secret;
 pub mod sets;
 pub mod shared;
 pub mod slots;
+pub mod snapshot;
 pub mod state;
 pub mod stream;
 pub mod table;

@@ -85,23 +85,23 @@ impl Recency {
         }
     }
 
-    /// Seconds since the use with a tick, to the step; for a snapshot.
-    pub fn age_s(&self, tick: Tick, now_s: f64) -> f64 {
+    /// The last tick, and since when (in seconds of age) uses have ticks after some earlier ones: for a snapshot.
+    pub fn ages_s(&self, now_s: f64) -> (Tick, Vec<(Tick, f64)>) {
         let epochs = self.epochs.lock();
-        let after = epochs.began.partition_point(|(began, _)| *began < tick);
-        after.checked_sub(1).map_or(0.0, |epoch| now_s - epochs.began[epoch].1)
+        let mut least_s = f64::INFINITY; // two uses at nearly the same time may have begun epochs out of order
+        let ages_s = epochs.began.iter().map(|(tick, began_s)| {
+            least_s = least_s.min(now_s - began_s).max(0.0);
+            (*tick, least_s)
+        });
+        (self.now(), ages_s.collect())
     }
 
-    /// Begin with known ages, oldest first: `(count of uses, age)`. For a fresh clock only.
-    pub fn restore(&self, ages_s: &[(u64, f64)], now_s: f64) {
+    /// Go on from what [`Recency::ages_s`] told. For a fresh clock only.
+    pub fn restore(&self, ages_s: &[(Tick, f64)], last: Tick, now_s: f64) {
         let mut epochs = self.epochs.lock();
-        let mut tick = 0;
-        for (count, age_s) in ages_s {
-            epochs.began.push_back((tick, now_s - age_s));
-            tick += count;
-        }
+        epochs.began = ages_s.iter().map(|(tick, age_s)| (*tick, now_s - age_s)).collect();
         self.epoch_s.store(epochs.began.back().map_or(f64::NEG_INFINITY, |(_, began_s)| *began_s).to_bits(), Relaxed);
-        self.last.store(tick, Relaxed);
+        self.last.store(last, Relaxed);
         self.note_first(&epochs);
     }
 }
@@ -122,6 +122,11 @@ mod tests {
         assert_eq!(recency.expired(160.0), 10);
         recency.take(1, 170.0);
         assert_eq!(recency.expired(180.0), 10);
-        assert_eq!(recency.age_s(11, 180.0), 10.0);
+        assert_eq!(recency.ages_s(180.0), (11, vec![(5, 120.0), (10, 10.0)]));
+        let restored = Recency::new(100.0);
+        restored.restore(&[(5, 120.0), (10, 10.0)], 11, 1000.0);
+        assert_eq!(restored.expired(1089.0), 10);
+        assert_eq!(restored.expired(1090.0), 11);
+        assert_eq!(restored.take(1, 1090.0), 11);
     }
 }

@@ -96,7 +96,7 @@ pub struct State {
     pub shared: Shared,
     pub(crate) streams: Vec<Option<Box<Stream>>>,
     pub(crate) by_name: HashMap<Arc<StreamName>, StreamId>,
-    free: Vec<StreamId>,
+    pub(crate) free: Vec<StreamId>,
     /// The tiers' names.
     pub tiers: Tiers,
     pub(crate) victims: Victims,

@@ -43,7 +43,7 @@ pub struct Stream {
     pub last_event_s: Option<f64>,
     /// Attention groups, in the order in which they were learnt.
     pub groups: Vec<(u32, GroupSpec)>,
-    places: Vec<(TierId, u32)>,
+    pub(crate) places: Vec<(TierId, u32)>,
     /// Engine blocks resident.
     pub held: u64,
     /// Engine blocks remembered, by generation.

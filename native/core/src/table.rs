@@ -38,6 +38,8 @@ pub const RECORD_MAX: RecordId = (1 << 27) - 1;
 
 const SEGMENT: usize = 512;
 const USED_MAX: u16 = 448;
+/// What a segment of a table that was made for its records holds at most, on average.
+const FILLED: u16 = 384;
 const TAG: u32 = !RECORD_MAX;
 const EMPTY: u32 = 0;
 const TOMB: u32 = 1 << 27;
@@ -87,10 +89,18 @@ pub struct Table {
 impl Table {
     /// An empty table.
     pub fn new(secret: Secret) -> Self {
-        let (directory, crowd) = (vec![0, 1], HashMap::new());
-        let mut table = Self { secret, depth: 1, directory, segments: Vec::new(), slots: Pages::new(Access::Anywhere), crowd };
-        table.grow(1);
-        table.grow(1);
+        Self::with_room(secret, 0)
+    }
+
+    /// An empty table in which so many records find room, nearly always without a split.
+    pub fn with_room(secret: Secret, records: usize) -> Self {
+        let segments = records.div_ceil(usize::from(FILLED)).next_power_of_two().clamp(2, 1 << DEPTH_MAX);
+        let depth = segments.ilog2();
+        let (directory, crowd) = ((0..segments as u32).collect(), HashMap::new());
+        let mut table = Self { secret, depth, directory, segments: Vec::new(), slots: Pages::new(Access::Anywhere), crowd };
+        for _ in 0..segments {
+            table.grow(depth as u16);
+        }
         table
     }
 
