@@ -133,6 +133,15 @@ class Core:
     def expire(self, now_s: float) -> int:
         """Evict what is due, and clean up; return blocks evicted."""
 
+    def snapshot(self, now_s: float) -> bytes:
+        """Return the whole index but its promises."""
+
+    def restore(self, snapshot: bytes, stale_codes: int, now_s: float) -> None:
+        """Become what the index of a snapshot was; codes of stale streams are below ``stale_codes``.
+
+        ValueError(problem, remedy) leaves the index as it was.
+        """
+
     def streams(self) -> list[_Info]:
         """Return what is known of each stream."""
 

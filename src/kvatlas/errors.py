@@ -6,6 +6,7 @@ KvatlasError
 ├── RequestError         a query that cannot be answered as asked: field, remedy
 ├── DecodeError          bytes that are no event payload: reason (a metric's label)
 ├── RecordingError       a capture file that is no capture: path, offset
+├── SnapshotError        a snapshot that cannot be restored: problem, remedy
 └── SourceError          an event source cannot do its work: endpoint, remedy
 """
 
@@ -64,6 +65,15 @@ class RecordingError(KvatlasError):
         self.problem = problem
         self.remedy = remedy
         super().__init__(f"{path} at byte {offset_bytes}: {problem}; {remedy}")
+
+
+class SnapshotError(KvatlasError):
+    """A snapshot of an index that cannot be restored. The index stays as it was."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"snapshot: {problem}; {remedy}")
 
 
 class SourceError(KvatlasError):

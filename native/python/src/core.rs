@@ -13,6 +13,7 @@ use kvatlas_core::state::State;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::PyBytes;
 use std::sync::Arc;
 
 /// What payloads did to one rank: `(rank, report, stored events, removed events, cleared events, last timestamp, tiers stored to)`
@@ -272,6 +273,19 @@ impl Core {
     #[pyo3(signature = (now_s))]
     fn expire(&self, py: Python<'_>, now_s: f64) -> usize {
         py.detach(|| self.index.expire(now_s))
+    }
+
+    /// All of the index but its promises.
+    #[pyo3(signature = (now_s))]
+    fn snapshot<'py>(&self, py: Python<'py>, now_s: f64) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &py.detach(|| self.index.snapshot(now_s)))
+    }
+
+    /// Become what the index of a snapshot was. Raises ValueError(problem, remedy).
+    #[pyo3(signature = (snapshot, stale_codes, now_s))]
+    fn restore(&self, py: Python<'_>, snapshot: PyBackedBytes, stale_codes: u8, now_s: f64) -> PyResult<()> {
+        let restored = py.detach(|| self.index.restore(&snapshot, stale_codes, now_s));
+        restored.map_err(|error| PyValueError::new_err((error.to_string(), error.remedy())))
     }
 
     /// What is known of each stream.

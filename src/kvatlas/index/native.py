@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeAlias, cast
 
 from kvatlas import _native
+from kvatlas.errors import SnapshotError
 from kvatlas.index.protocol import AppliedPayloads, IndexLimits, RankApplied, Weighing
 from kvatlas.keys import KeySchema, TokenIds, as_token_array, prompt_extras
 from kvatlas.types import (
@@ -210,6 +211,22 @@ class NativeIndex:
                 self._roots.clear()
             root = self._roots[model] = self.schema.root(model).key
         return root
+
+    # -- snapshots --------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> bytes:
+        """Return the whole index but its promises (``docs/snapshots.md``). Events wait meanwhile, queries do not."""
+        return self._core.snapshot(self._clock())
+
+    def restore(self, snapshot: bytes) -> None:
+        """Become what the index of a snapshot was, if no stream is known here yet. Queries go on, and see it at the end.
+
+        Raises SnapshotError and stays as it is if the snapshot is damaged, or made with another schema, or not needed.
+        """
+        try:
+            self._core.restore(snapshot, len(_REASONS), self._clock())
+        except ValueError as error:
+            raise SnapshotError(*error.args) from None
 
     # -- state ------------------------------------------------------------------------------------------------------
 
