@@ -43,7 +43,7 @@ from kvatlas.types import (
 BlockKeys: TypeAlias = "Sequence[BlockKey] | array[int]"
 """Block keys: a sequence, or (fastest) an array('Q')."""
 
-_REASONS = list(StaleReason)
+_REASONS = list(StaleReason)  # by code; codes are in snapshots, so new reasons go to the end
 _CODES = {reason: code for code, reason in enumerate(_REASONS)}
 
 
