@@ -43,6 +43,8 @@ ENGINES = {
     "smaller blocks": Engines((2, 1)),
     "mixed blocks": Engines((4, 4, 8, 2, 6, 3)),
     "mixed blocks by several names": Engines((4, 4, 8, 2, 6, 3), "by prefix"),
+    "names at random": Engines((4,), "few"),
+    "mixed blocks, names at random": Engines((4, 4, 8, 2, 6, 3), "few"),
 }
 
 
@@ -55,7 +57,7 @@ def test_equal_after_every_step(engines: Engines, looking: bool, data: st.DataOb
     Lockstep(limits, looking=looking).follow(steps)
 
 
-@pytest.mark.parametrize("hashing", ["orderly", "by prefix"])
+@pytest.mark.parametrize("hashing", ["orderly", "few"])
 @settings(max_examples=25 * EXAMPLES_FACTOR, deadline=None)
 @given(data=st.data())
 def test_equal_where_events_are_longer_than_what_is_done_at_once(hashing: str, data: st.DataObject) -> None:
@@ -223,3 +225,32 @@ def test_a_hash_that_comes_twice_in_an_event_counts_as_used_where_it_comes_first
 
 def test_a_hash_that_comes_twice_in_an_event_is_one_block_whatever_other_streams_call_so() -> None:
     check((A, [stored([1, 2, 3], [0] * 12)]), (B, [stored([1, 3, 3], [0] * 12)]), (B, [BlockRemoved((EngineHash(3),))]))
+
+
+def test_an_orphan_that_was_named_by_an_event_waits_for_nothing() -> None:
+    """It is named again, once, if it is an orphan again later."""
+    orphan = stored([5], [0] * 4, parent=1)
+    cores = check((A, [orphan, stored([5], [1] * 4)]), limits=IndexLimits(ttl_s=7.0, bytes_max=1 << 40))
+    again = EventBatch((orphan, stored([1], [2] * 4)), model="m")
+    cores.follow(
+        [("advance", 7.0), ("expire",), ("apply", A, again), ("apply", A, EventBatch((BlockRemoved((EngineHash(5),)),)))]
+    )
+    assert cores.native.stats().entries == 1
+
+
+def test_a_block_that_is_named_as_its_own_beginning_can_be_evicted() -> None:
+    """An engine that names two blocks alike breaks no index."""
+    cores = check(
+        (A, [stored([1, 2], [0, 0], size=1)]),
+        (A, [stored([3], [0], size=1, parent=2)]),
+        limits=IndexLimits(ttl_s=7.0, retired_max=2, bytes_max=1 << 40),
+    )
+    gone = [BlockRemoved((EngineHash(1),)), stored([8], [9] * 4), BlockRemoved((EngineHash(8),))]
+    cores.follow(
+        [
+            ("apply", A, EventBatch((*gone, *gone), model="m")),
+            ("apply", A, EventBatch((stored([1], [4], size=1, parent=3),), model="m")),
+            ("advance", 7.0),
+            ("expire",),
+        ]
+    )

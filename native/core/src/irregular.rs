@@ -131,8 +131,8 @@ impl Irregular {
     }
 
     fn add_chunk(&mut self, shared: &mut Shared, stream: &StreamName, chunk: Chunk) {
-        if chunk.hashes.iter().any(|part| !self.blocks.contains_key(part)) {
-            return; // a part was given up since: the key can't be followed
+        if !self.has_parts(&chunk) {
+            return; // the key can't be followed
         }
         let slots: SmallVec<[(Slot, u32); 4]> = self.copies_by_slot(&chunk).into_iter().collect();
         let key = chunk.key;
@@ -150,6 +150,15 @@ impl Irregular {
         for (slot, copies) in slots {
             shared.hold(stream, slot, key, i64::from(copies));
         }
+    }
+
+    /// Whether a chunk's parts are still what they were: none given up since, or named anew, or named twice.
+    fn has_parts(&self, chunk: &Chunk) -> bool {
+        let last = chunk.hashes.len() - 1;
+        chunk.hashes.iter().enumerate().all(|(number, part)| {
+            let is_known = self.blocks.get(part).is_some_and(|block| number == last || !block.end.pending.is_empty());
+            is_known && !chunk.hashes[..number].contains(part)
+        })
     }
 
     fn copies_by_slot(&self, chunk: &Chunk) -> Vec<(Slot, u32)> {

@@ -752,6 +752,9 @@ fn name_one(
         report.adopted += 1;
         shared.orphans -= 1;
         stream.orphans_resident -= u64::from(!orphan.copies.is_empty());
+        if let Some(parent) = orphan.parent {
+            stream.stop_waiting(parent, hash);
+        }
         copies = orphan.copies;
     }
     let (before, unfinished) = match end {

@@ -77,6 +77,22 @@ class EngineCache:
         held = self.copies.get(place)
         return min(held.get(part, 0) for part in chunk.hashes) if held else 0
 
+    def has_parts(self, chunk: Chunk) -> bool:
+        """Tell whether a chunk's parts are still what they were: none given up since, or named anew, or named twice."""
+        *before, last = chunk.hashes
+        known = (self.blocks.get(part) for part in before)
+        unfinished = all(block is not None and block.end.pending for block in known)
+        return unfinished and last in self.blocks and len(set(chunk.hashes)) == len(chunk.hashes)
+
+    def stop_waiting(self, block: EngineHash, orphan: Orphan) -> None:
+        """Take a block, which is an orphan no longer, out of those that wait for its parent."""
+        if orphan.parent is None or orphan.parent not in self.children:
+            return
+        waiting = self.children[orphan.parent]
+        waiting.remove(block)
+        if not waiting:
+            del self.children[orphan.parent]
+
     def recall(self, block: EngineHash) -> None:
         """Take a block out of the retired ones: it is held again, or given up."""
         self.retired_young.pop(block, None)

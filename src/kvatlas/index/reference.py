@@ -191,9 +191,11 @@ class ReferenceIndex:
         todo = [(block, after, tokens, extras)]
         while todo:
             block, (end, unfinished), tokens, extras = todo.pop()
-            if cache.orphans.pop(block, None) is not None:
+            orphan = cache.orphans.pop(block, None)
+            if orphan is not None:
                 report.adopted += 1
                 cache.orphans_resident -= block in cache.places
+                cache.stop_waiting(block, orphan)
             keys, end = self.schema.extend(end, tokens, extras)
             parts = (*unfinished, block)
             chunks = [Chunk(key, parts if i == 0 else (block,)) for i, key in enumerate(keys)]
@@ -207,13 +209,13 @@ class ReferenceIndex:
             for chunk in chunks:
                 self._add_chunk(cache, chunk)
             for child in cache.children.pop(block, ()):
-                orphan = cache.orphans.get(child)
-                if orphan is not None and orphan.tokens is not None:
-                    todo.append((child, (end, unfinished), orphan.tokens, orphan.extras))
+                waiting = cache.orphans[child]
+                assert waiting.tokens is not None
+                todo.append((child, (end, unfinished), waiting.tokens, waiting.extras))
 
     def _add_chunk(self, cache: EngineCache, chunk: Chunk) -> None:
-        if any(part not in cache.blocks for part in chunk.hashes):
-            return  # a part was given up since: the key can't be followed
+        if not cache.has_parts(chunk):
+            return  # the key can't be followed
         cache.chunks[chunk.key] = (*cache.chunks.get(chunk.key, ()), chunk)
         for part in chunk.hashes:
             cache.blocks[part].chunks += (chunk,)
@@ -302,11 +304,8 @@ class ReferenceIndex:
         cache.blocks.pop(block, None)
         cache.recall(block)
         orphan = cache.orphans.pop(block, None)
-        if orphan is not None and orphan.parent in cache.children:
-            waiting = cache.children[orphan.parent]
-            waiting.remove(block)
-            if not waiting:
-                del cache.children[orphan.parent]
+        if orphan is not None:
+            cache.stop_waiting(block, orphan)
 
     def _drop_chunk(self, cache: EngineCache, chunk: Chunk) -> None:
         for place in cache.copies:
