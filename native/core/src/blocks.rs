@@ -20,8 +20,16 @@ use crate::table::{Place, RECORD_MAX, RecordId, Table};
 use smallvec::SmallVec;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+#[cfg(any(test, fuzzing))]
+mod check;
+#[cfg(any(test, fuzzing))]
+pub use check::Copies;
+
 /// Estimated bytes of a record: its parts, and its slots in both tables.
 pub const RECORD_BYTES: usize = 42;
+
+/// The largest number that is given to a record.
+const NUMBERS_MAX: RecordId = crate::size(RECORD_MAX as usize, 700) as RecordId;
 
 /// Who knows a hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,7 +296,7 @@ impl Blocks {
             let id = self.first_free;
             self.first_free = *self.hashes.at(id) as RecordId;
             id
-        } else if self.numbers <= RECORD_MAX {
+        } else if self.numbers <= NUMBERS_MAX {
             let id = self.numbers;
             self.numbers += 1;
             if id == 1 || (id as usize).is_multiple_of(PAGE) {

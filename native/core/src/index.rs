@@ -21,9 +21,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 /// Holder sets that it looks at.
-const STEP_SETS: u32 = 256;
+const STEP_SETS: u32 = crate::size(256, 3) as u32;
 /// Records that it looks at for dead ones.
-const STEP_RECORDS: u32 = 256;
+const STEP_RECORDS: u32 = crate::size(256, 7) as u32;
 /// A writer that waited so long for a pause of the readers gets one.
 const PATIENCE: Duration = Duration::from_millis(1);
 

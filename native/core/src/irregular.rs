@@ -12,6 +12,9 @@ use hashbrown::HashMap;
 use hashlink::LinkedHashMap;
 use smallvec::SmallVec;
 
+#[cfg(any(test, fuzzing))]
+mod check;
+
 type ChunkId = u32;
 
 pub(crate) struct Chunk {

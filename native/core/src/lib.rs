@@ -29,3 +29,8 @@ pub mod state;
 pub mod stream;
 pub mod table;
 mod victims;
+
+/// A size; a small one where a fuzzer looks for what happens when it is reached.
+const fn size(usual: usize, fuzzed: usize) -> usize {
+    if cfg!(fuzzing) { fuzzed } else { usual }
+}

@@ -3,9 +3,9 @@
 use crate::memory::prefer_large_pages;
 
 /// Elements of a page: what it grows by.
-pub const PAGE: usize = 1 << 12;
+pub const PAGE: usize = crate::size(1 << 12, 1 << 10);
 /// Elements of a group: room that is reserved together, and used as it is needed.
-const GROUP: usize = 1 << 22;
+const GROUP: usize = crate::size(1 << 22, 1 << 11);
 /// What a small vector takes before large pages are worth their size.
 const SMALL_BYTES: usize = 1 << 21;
 

@@ -7,6 +7,9 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+#[cfg(any(test, fuzzing))]
+mod check;
+
 /// A stream by name: it may have been promised blocks before anything was heard of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamName {

@@ -1,5 +1,6 @@
 //! Keyed mixing: tables spread names by a secret, so that a peer that chooses names can't choose where they fall.
 
+#[cfg(not(fuzzing))]
 use std::hash::{BuildHasher, RandomState};
 
 /// What a process mixes its names with.
@@ -7,12 +8,20 @@ pub type Secret = [u64; 2];
 
 /// A new secret, from the operating system's randomness.
 pub fn random() -> Secret {
+    #[cfg(fuzzing)]
+    return fixed();
+    #[cfg(not(fuzzing))]
+    draw()
+}
+
+#[cfg(not(fuzzing))]
+fn draw() -> Secret {
     let state = RandomState::new();
     [state.hash_one(1), state.hash_one(2) | 1]
 }
 
-/// Always the same one, for tests.
-#[cfg(test)]
+/// Always the same one, for tests and fuzzers.
+#[cfg(any(test, fuzzing))]
 pub fn fixed() -> Secret {
     [0x0123_4567_89AB_CDEF, 0xFEDC_BA98_7654_3211]
 }

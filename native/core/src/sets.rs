@@ -9,6 +9,9 @@ use crate::slots::{Item, RETIRED, Slot, StreamId, copies_in, is_held, item, plac
 use hashbrown::HashTable;
 use smallvec::SmallVec;
 
+#[cfg(any(test, fuzzing))]
+mod check;
+
 /// A holder set's number.
 pub type SetId = u32;
 
@@ -33,8 +36,8 @@ pub const EMPTY_NAME: SetId = 2;
 pub const FREE: SetId = 3;
 
 const KINDS: [Kind; 3] = [Kind::Block, Kind::Key, Kind::Name];
-const MEMO: usize = 1024;
-const GROWTH_MIN: usize = 4096;
+const MEMO: usize = crate::size(1024, 16);
+const GROWTH_MIN: usize = crate::size(4096, 12);
 
 struct HolderSet {
     items: Box<[Item]>,

@@ -17,10 +17,10 @@ pub type Slot = u32;
 pub type Item = u64;
 
 /// Streams there can be.
-pub const STREAMS_MAX: usize = 1 << 20;
+pub const STREAMS_MAX: usize = crate::size(1 << 20, 6);
 
 /// Places that a stream's copies can lie in; as `kvatlas.index.protocol.PLACES_MAX`.
-pub const PLACES_MAX: usize = 1000;
+pub const PLACES_MAX: usize = crate::size(1000, 5);
 
 /// The place numbers that mean "retired".
 pub const RETIRED: u32 = 2;

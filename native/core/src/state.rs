@@ -20,8 +20,13 @@ use smallvec::SmallVec;
 use std::ops::Range;
 use std::sync::Arc;
 
+#[cfg(any(test, fuzzing))]
+mod check;
+
 /// Blocks that a writer changes before it lets readers in: about 3 microseconds.
-pub const STEP_BLOCKS: usize = 32;
+pub const STEP_BLOCKS: usize = crate::size(32, 4);
+/// Dead records that are too few to look for.
+const SWEEP_MIN: usize = crate::size(8192, 5);
 /// Estimated bytes of an irregular block with its chunks.
 pub const IRREGULAR_BYTES: usize = 500;
 /// Estimated bytes of an orphan with 16 tokens.
@@ -657,7 +662,7 @@ impl State {
     #[inline]
     pub fn wants_sweep(&self) -> bool {
         let dead = self.shared.blocks.dead();
-        self.sweep_at.is_some() || (dead > 8192 && dead > self.shared.blocks.allocated() / 4)
+        self.sweep_at.is_some() || (dead > SWEEP_MIN && dead > self.shared.blocks.allocated() / 4)
     }
 
     /// Look at so many records, and free the dead ones.

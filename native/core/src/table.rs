@@ -12,6 +12,9 @@ use crate::pages::{Access, PAGE, Pages};
 use crate::secret::{Secret, mix};
 use hashbrown::HashMap;
 
+#[cfg(any(test, fuzzing))]
+mod check;
+
 /// A record's number: 1 to [`RECORD_MAX`].
 pub type RecordId = u32;
 

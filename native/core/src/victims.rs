@@ -5,9 +5,9 @@ use crate::recency::Tick;
 use crate::table::RecordId;
 
 /// Looked at to estimate how old "old" is.
-const SAMPLES: u32 = 1024;
+const SAMPLES: u32 = crate::size(1024, 4) as u32;
 /// Below this many records, all are sorted.
-const FEW: u32 = 4096;
+const FEW: u32 = crate::size(4096, 8) as u32;
 /// Otherwise about this share of them: a scan of all records serves so many evictions.
 const SHARE: usize = 16;
 
@@ -35,6 +35,13 @@ impl Victims {
             self.scan(blocks);
         }
         None
+    }
+
+    /// The next one as far as it is known without a scan.
+    #[cfg(any(test, fuzzing))]
+    pub fn peek(&self, blocks: &Blocks) -> Option<RecordId> {
+        let is_current = |(stamp, id): &&(Tick, RecordId)| blocks.is_held_primary(*id) && blocks.stamp_of(*id) == *stamp;
+        self.found.iter().rev().find(is_current).map(|(_, id)| *id)
     }
 
     fn scan(&mut self, blocks: &Blocks) {
