@@ -1,7 +1,7 @@
 //! The index and the decoder as Python sees them.
 
 use crate::answers::{self, InfoTuple, LookupTuple, Names, ReportTuple, Scores};
-use crate::inputs::{EventTuple, ExtraTuple, Keys, Tokens, batch, extra};
+use crate::inputs::{EventTuple, ExtraTuple, Keys, Seconds, Tokens, batch, extra};
 use kvatlas_core::decode::{Unusual, Wire, decode as decode_payload};
 use kvatlas_core::events::{Batch, Event};
 use kvatlas_core::index::{Index, TooManyStreams};
@@ -24,6 +24,9 @@ type DecodedTuple<'py> = (Option<f64>, Option<u32>, Vec<Bound<'py, PyAny>>);
 
 /// What is asked for beside the keys: `(pods, model, scorer, weights by tier, weight of others, stale weight)`
 type QuestionTuple = (Option<Vec<String>>, Option<String>, String, Vec<(String, f64)>, f64, f64);
+
+/// As for an engine's block size.
+const BLOCK_SIZE_TOKENS_MAX: usize = 1 << 20;
 
 /// Payloads that are decoded before they are applied in one turn: so many, of so many bytes together (but for a single one).
 const TURN_PAYLOADS: usize = 16;
@@ -124,8 +127,11 @@ impl Core {
         retired_max: usize,
         promises_max: usize,
     ) -> PyResult<Self> {
-        if block_size_tokens == 0 {
-            return Err(PyValueError::new_err("block_size_tokens: expected 1 or more"));
+        if !(1..=BLOCK_SIZE_TOKENS_MAX).contains(&block_size_tokens) {
+            return Err(PyValueError::new_err(format!("block_size_tokens: expected 1 to {BLOCK_SIZE_TOKENS_MAX}")));
+        }
+        if ttl_s.is_nan() || ttl_s < 0.0 {
+            return Err(PyValueError::new_err(format!("ttl_s: expected 0 or more, got {ttl_s}")));
         }
         let schema = KeySchema { block_size_tokens, seed: seed.into() };
         let limits = Limits { ttl_s, blocks_max, bytes_max, orphans_max, retired_max, promises_max };
@@ -145,7 +151,7 @@ impl Core {
         payloads: Vec<PyBackedBytes>,
         wire: &str,
         model: Option<&str>,
-        now_s: f64,
+        now_s: Seconds,
     ) -> PyResult<(usize, Vec<AppliedTuple>)> {
         let wire = self::wire(wire)?;
         py.detach(|| {
@@ -160,7 +166,7 @@ impl Core {
                 let mut turn = self.index.turn();
                 for batch in &batches[..read] {
                     name.dp_rank = batch.dp_rank.unwrap_or(dp_rank);
-                    let report = turn.apply(&name, batch, model, now_s).map_err(too_many)?;
+                    let report = turn.apply(&name, batch, model, now_s.0).map_err(too_many)?;
                     let at = applied.iter().position(|some| some.dp_rank == name.dp_rank).unwrap_or_else(|| {
                         applied.push(Applied { dp_rank: name.dp_rank, ..Applied::default() });
                         applied.len() - 1
@@ -188,18 +194,18 @@ impl Core {
         events: Vec<EventTuple>,
         model: Option<&str>,
         timestamp_s: Option<f64>,
-        now_s: f64,
+        now_s: Seconds,
     ) -> PyResult<ReportTuple> {
         let batch = batch(timestamp_s, events)?;
         let name = StreamName { pod: pod.into(), dp_rank };
-        let report = py.detach(|| self.index.apply(&name, &batch, model, now_s)).map_err(too_many)?;
+        let report = py.detach(|| self.index.apply(&name, &batch, model, now_s.0)).map_err(too_many)?;
         Ok(answers::report(&report))
     }
 
     /// Find who holds each key.
     #[pyo3(signature = (keys, pods, now_s))]
-    fn lookup(&self, py: Python<'_>, keys: Keys, pods: Option<Vec<String>>, now_s: f64) -> LookupTuple {
-        py.detach(|| self.index.lookup(&keys.0, now_s, |state, found| answers::lookup(state, found, pods.as_deref())))
+    fn lookup(&self, py: Python<'_>, keys: Keys, pods: Option<Vec<String>>, now_s: Seconds) -> LookupTuple {
+        py.detach(|| self.index.lookup(&keys.0, now_s.0, |state, found| answers::lookup(state, found, pods.as_deref())))
     }
 
     /// Score a prompt: hash its tokens after `root`, walk, score. `extras`: of the whole prompt.
@@ -211,11 +217,11 @@ impl Core {
         root: u64,
         extras: Vec<ExtraTuple>,
         question: QuestionTuple,
-        now_s: f64,
+        now_s: Seconds,
     ) -> PyResult<Scores> {
         let extras: Vec<_> = extras.into_iter().map(extra).collect();
         let scorer = scorer(&question.2)?;
-        Ok(py.detach(|| self.score(&tokens.0, root, &extras, &question, scorer, now_s)))
+        Ok(py.detach(|| self.score(&tokens.0, root, &extras, &question, scorer, now_s.0)))
     }
 
     /// Score prompts, each `(tokens, root, extras)`.
@@ -225,13 +231,13 @@ impl Core {
         py: Python<'_>,
         prompts: Vec<(Tokens, u64, Vec<ExtraTuple>)>,
         question: QuestionTuple,
-        now_s: f64,
+        now_s: Seconds,
     ) -> PyResult<Vec<Scores>> {
         let scorer = scorer(&question.2)?;
         Ok(py.detach(|| {
             let prompts = prompts.into_iter().map(|(tokens, root, extras)| {
                 let extras: Vec<_> = extras.into_iter().map(extra).collect();
-                self.score(&tokens.0, root, &extras, &question, scorer, now_s)
+                self.score(&tokens.0, root, &extras, &question, scorer, now_s.0)
             });
             prompts.collect()
         }))
@@ -245,16 +251,20 @@ impl Core {
         keys: Keys,
         prompt_tokens: u64,
         question: QuestionTuple,
-        now_s: f64,
+        now_s: Seconds,
     ) -> PyResult<Scores> {
         let scorer = scorer(&question.2)?;
-        Ok(py.detach(|| self.score_by_keys(&keys.0, prompt_tokens, &question, scorer, now_s)))
+        Ok(py.detach(|| self.score_by_keys(&keys.0, prompt_tokens, &question, scorer, now_s.0)))
     }
 
     /// Note that a stream will soon hold `keys`, until `end_s`.
     #[pyo3(signature = (pod, dp_rank, keys, end_s))]
-    fn promise(&self, py: Python<'_>, pod: &str, dp_rank: u32, keys: Keys, end_s: f64) {
+    fn promise(&self, py: Python<'_>, pod: &str, dp_rank: u32, keys: Keys, end_s: f64) -> PyResult<()> {
+        if end_s.is_nan() {
+            return Err(PyValueError::new_err("end_s: expected a time, or infinity"));
+        }
         py.detach(|| self.index.promise(&StreamName { pod: pod.into(), dp_rank }, &keys.0, end_s));
+        Ok(())
     }
 
     /// Say why a stream's entries may be wrong, by a code, or that they are right.
@@ -271,8 +281,8 @@ impl Core {
 
     /// Evict what is due, and clean up. Returns blocks evicted.
     #[pyo3(signature = (now_s))]
-    fn expire(&self, py: Python<'_>, now_s: f64) -> usize {
-        py.detach(|| self.index.expire(now_s))
+    fn expire(&self, py: Python<'_>, now_s: Seconds) -> usize {
+        py.detach(|| self.index.expire(now_s.0))
     }
 
     /// All of the index but its promises.

@@ -1,11 +1,11 @@
 //! Python values in: buffers and lists of integers, events as tuples.
 
 use kvatlas_core::events::{AttentionKind, Batch, Event, Extra, GroupSpec, Removed, Stored, Tier};
-use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::PyValueError;
+use pyo3::buffer::{Element, PyBuffer};
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyByteArray, PyBytes, PyList};
 
 /// Token ids: a buffer of 32-bit unsigned integers (taken over in one piece), or a sequence of integers.
 pub struct Tokens(pub Vec<u32>);
@@ -14,15 +14,29 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Tokens {
     type Error = PyErr;
 
     fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
-        match PyBuffer::<u32>::get(&value) {
-            Ok(buffer) => buffer.to_vec(value.py()).map(Self),
-            Err(_) => integers(&value).map(Self),
-        }
+        integers(&value).map(Self)
     }
 }
 
-/// A sequence's integers. Those of a list are read in place: three times as fast as by its iterator.
+/// Integers of a one-dimensional buffer of that very type, or of a sequence.
 fn integers<'py, T>(value: &Bound<'py, PyAny>) -> PyResult<Vec<T>>
+where
+    T: for<'a> FromPyObject<'a, 'py, Error = PyErr> + TryFrom<u64> + Element,
+{
+    if let Ok(buffer) = PyBuffer::<T>::get(value) {
+        if buffer.dimensions() != 1 {
+            return Err(PyValueError::new_err(format!("expected one dimension, got {}", buffer.dimensions())));
+        }
+        return buffer.to_vec(value.py());
+    }
+    if value.is_instance_of::<PyBytes>() || value.is_instance_of::<PyByteArray>() {
+        return Err(PyTypeError::new_err("expected integers, got bytes"));
+    }
+    listed(value)
+}
+
+/// A sequence's integers. Those of a list are read in place: three times as fast as by its iterator.
+fn listed<'py, T>(value: &Bound<'py, PyAny>) -> PyResult<Vec<T>>
 where
     T: for<'a> FromPyObject<'a, 'py, Error = PyErr> + TryFrom<u64>,
 {
@@ -64,10 +78,19 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Keys {
     type Error = PyErr;
 
     fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
-        match PyBuffer::<u64>::get(&value) {
-            Ok(buffer) => buffer.to_vec(value.py()).map(Self),
-            Err(_) => integers(&value).map(Self),
-        }
+        integers(&value).map(Self)
+    }
+}
+
+/// A time: a finite number of seconds.
+pub struct Seconds(pub f64);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Seconds {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let seconds: f64 = value.extract()?;
+        if seconds.is_finite() { Ok(Self(seconds)) } else { Err(PyValueError::new_err(format!("{seconds} is not a time"))) }
     }
 }
 
