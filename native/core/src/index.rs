@@ -328,7 +328,9 @@ fn store(turn: &mut Turn, id: StreamId, event: &Stored, batch: &Batch, report: &
         turn.state().touch_stored(id, &storing, hashes, numbers);
         turn.pause_after(count);
     }
-    turn.state().bound_orphans(id, report);
+    while turn.state().bound_orphans(id, report) {
+        turn.pause();
+    }
 }
 
 fn steps(count: usize) -> impl Iterator<Item = Range<usize>> {
@@ -395,9 +397,14 @@ fn keep_bounds(turn: &mut Turn) {
     }
     let bytes_max = turn.state().shared.limits.bytes_max;
     if turn.state().bytes() > bytes_max {
-        turn.state().sweep_all();
+        turn.state().clean_up();
     }
-    while turn.state().bytes() > bytes_max && turn.state().give_up_something() {
+    while turn.state().bytes() > bytes_max {
+        if !turn.state().give_up_something() {
+            turn.state().shared.blocks.sets.tidy_all();
+            break;
+        }
+        turn.state().shared.blocks.sets.tidy_closely(); // what is given up leaves sets that no record means
         turn.pause();
     }
 }

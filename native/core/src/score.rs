@@ -333,7 +333,7 @@ struct Group {
 
 impl Group {
     fn new(spec: &GroupSpec, held: Vec<Held>, block_tokens: u64) -> Self {
-        let own = spec.block_size_tokens.map_or(block_tokens, u64::from).max(1);
+        let own = spec.block_size_tokens.filter(|size| *size > 0).map_or(block_tokens, u64::from);
         let step = lcm(own, block_tokens);
         let reach = match (spec.kind, spec.window_tokens) {
             (AttentionKind::SlidingWindow, Some(window)) => window.saturating_sub(1).div_ceil(own).saturating_mul(own),
@@ -370,7 +370,7 @@ impl Group {
                 _ => held.push((first, last)),
             }
         }
-        let from = |first| if first == 1 { 1 } else { first + self.needed.max(1) - 1 };
+        let from = |first: u64| if first == 1 { 1 } else { first.saturating_add(self.needed.max(1) - 1) };
         held.into_iter().map(|(first, last)| (from(first), last)).filter(|(first, last)| first <= last).collect()
     }
 
@@ -397,7 +397,7 @@ fn lcm(one: u64, other: u64) -> u64 {
 fn plain<'a>(specs: &[(u32, GroupSpec)], holding: &'a Holding, question: &Question) -> Option<&'a [Held]> {
     let [(group, spec)] = specs else { return None };
     let is_plain = spec.kind == AttentionKind::Full
-        && spec.block_size_tokens.is_none_or(|size| u64::from(size) == question.block_tokens)
+        && spec.block_size_tokens.is_none_or(|size| size == 0 || u64::from(size) == question.block_tokens)
         && holding.promised.is_empty()
         && question.scorer == Scorer::LongestPrefix;
     match &holding.groups[..] {

@@ -98,6 +98,8 @@ pub struct Sets {
     memo_is_old: bool,
     items: usize,
     grown_max: usize,
+    /// How many sets were left when they were tidied last.
+    tidied: usize,
     /// By generation: sets that were made with a retired item, for [`Sets::take_retired`]. Some may be gone since.
     retired_in: Vec<[Vec<SetId>; 2]>,
 }
@@ -115,6 +117,7 @@ impl Sets {
             memo_is_old: false,
             items: 0,
             grown_max: GROWTH_MIN,
+            tidied: 0,
             retired_in: Vec::new(),
         };
         for kind in KINDS {
@@ -365,9 +368,21 @@ impl Sets {
 
     /// Forget the sets that no record means, if there are many. Nobody may hold a set's number through this call.
     pub fn tidy(&mut self) {
-        if self.sets.len() - self.free.len() < self.grown_max {
-            return;
+        if self.sets.len() - self.free.len() >= self.grown_max {
+            self.tidy_all();
         }
+    }
+
+    /// As [`Sets::tidy`], where memory is short: sets that no record means are an eighth of all at most, and some.
+    pub fn tidy_closely(&mut self) {
+        let known = self.sets.len() - self.free.len();
+        if known >= self.tidied + self.tidied / 8 + 64 {
+            self.tidy_all();
+        }
+    }
+
+    /// Forget the sets that no record means. Nobody may hold a set's number through this call.
+    pub fn tidy_all(&mut self) {
         for id in 0..self.sets.len() as SetId {
             let forward = self.sets[id as usize].forward;
             if forward != id {
@@ -392,7 +407,8 @@ impl Sets {
             gone.forward = id;
             self.free.push(id);
         }
-        self.grown_max = GROWTH_MIN.max(2 * (self.sets.len() - self.free.len()));
+        self.tidied = self.sets.len() - self.free.len();
+        self.grown_max = GROWTH_MIN.max(2 * self.tidied);
         self.memo_is_old = true;
         self.last = None;
         for generations in &mut self.retired_in {

@@ -383,13 +383,15 @@ impl State {
         }
     }
 
-    /// Give up orphans beyond their bound.
-    pub fn bound_orphans(&mut self, id: StreamId, report: &mut Report) {
+    /// Give up some orphans beyond their bound. False if those that are left are within it.
+    pub fn bound_orphans(&mut self, id: StreamId, report: &mut Report) -> bool {
         let (shared, stream) = self.parts(id);
-        while stream.orphans.len() > shared.limits.orphans_max {
+        let excess = stream.orphans.len().saturating_sub(shared.limits.orphans_max).min(STEP_BLOCKS);
+        for _ in 0..excess {
             drop_oldest_orphan(shared, stream);
             report.orphans_dropped += 1;
         }
+        excess == STEP_BLOCKS
     }
 
     /// Note that a stream will soon hold those of `keys` that it does not hold.
@@ -679,6 +681,14 @@ impl State {
         self.sweep_at = (to < self.shared.blocks.numbers()).then_some(to);
     }
 
+    /// Free what nobody means, if that is worth a look at all of it.
+    pub fn clean_up(&mut self) {
+        if self.shared.blocks.dead() > self.shared.blocks.allocated() / 64 {
+            self.sweep_all();
+        }
+        self.shared.blocks.sets.tidy_closely();
+    }
+
     /// Free all dead records now.
     pub fn sweep_all(&mut self) {
         if self.shared.blocks.dead() > 0 {
@@ -854,7 +864,7 @@ fn keep_orphan(
         }
     }
     if let Some(parent) = parent {
-        stream.children.entry(parent).or_default().push(hash);
+        stream.children.entry(parent).or_default().push_back(hash);
     }
 }
 

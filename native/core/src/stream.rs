@@ -9,6 +9,7 @@ use crate::table::RecordId;
 use hashbrown::HashMap;
 use hashlink::LinkedHashMap;
 use smallvec::SmallVec;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// A tier's number.
@@ -57,7 +58,7 @@ pub struct Stream {
     /// How many of them are held.
     pub orphans_resident: u64,
     /// Orphans by the parent that they wait for.
-    pub children: HashMap<EngineHash, Vec<EngineHash>>,
+    pub children: HashMap<EngineHash, VecDeque<EngineHash>>,
     /// Blocks that are not one index block each.
     pub irregular: Irregular,
 }
@@ -157,7 +158,7 @@ impl Tiers {
         if let Some(known) = self.find(tier) {
             return Some(known);
         }
-        if self.names.len() == PLACES_MAX {
+        if self.names.len() > TierId::MAX as usize {
             return None;
         }
         self.names.push(tier.clone());

@@ -120,7 +120,7 @@ class NativeIndex:
     # -- read path --------------------------------------------------------------------------------------------------
 
     def lookup(self, keys: BlockKeys, pods: Collection[PodId] | None = None) -> Lookup:
-        wanted: list[str] | None = None if pods is None else list(pods)
+        wanted = None if pods is None else list(map(_text, pods))
         runs, sets, promises, infos = self._core.lookup(keys, wanted, self._clock())
         slots = [
             {
@@ -240,13 +240,18 @@ class NativeIndex:
 def _question(weighing: Weighing, pods: Collection[PodId] | None, model: str | None) -> _native._Question:
     weights: list[tuple[str, float]] = list(weighing.by_tier.items())
     return (
-        None if pods is None else list(pods),
-        model,
+        None if pods is None else list(map(_text, pods)),
+        None if model is None else _text(model),
         weighing.scorer,
         weights,
         weighing.unknown,
         weighing.stale_weight,
     )
+
+
+def _text(name: str) -> str:
+    """Return a name that UTF-8 can hold: a lone surrogate (JSON can bring one) is escaped, and so no stream's name."""
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def _event_tuple(event: Event) -> _native._Event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import Protocol, cast
 
@@ -30,7 +31,7 @@ class LongestPrefix:
     """
 
     def score(self, holdings: Holdings, stream: Stream, hit: PrefixHit) -> float:
-        return sum((holdings.weights.of(tier) * blocks for tier, blocks in sorted(Counter(hit.tiers).items())), 0.0)
+        return _sum(holdings.weights.of(tier) * blocks for tier, blocks in sorted(Counter(hit.tiers).items()))
 
 
 class HighestBlockHit:
@@ -47,7 +48,15 @@ class Coverage:
         if not holdings.keys:
             return 0.0
         by_weight = Counter(holdings.held_anyhow(stream))
-        return sum((weight * blocks for weight, blocks in sorted(by_weight.items())), 0.0) / len(holdings.keys)
+        return _sum(weight * blocks for weight, blocks in sorted(by_weight.items())) / len(holdings.keys)
+
+
+def _sum(values: Iterable[float]) -> float:
+    """Add one by one, so that every core and every Python comes to the same bits (``sum`` compensates from 3.12 on)."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total
 
 
 def scorer_names() -> list[str]:

@@ -138,7 +138,7 @@ fn read_orphans(from: &mut Reader, stream: &mut Stream) -> Read<()> {
             let (child, waits_for) = parents[from.below(parents.len(), "an unknown orphan")?];
             from.check(waits_for == Some(parent), "an orphan that does not wait for this").map(|()| child)
         })?;
-        from.check(stream.children.insert(parent, children).is_none(), "a parent that was named before")?;
+        from.check(stream.children.insert(parent, children.into()).is_none(), "a parent that was named before")?;
     }
     Ok(())
 }
