@@ -7,7 +7,7 @@ pub const PAGE: usize = crate::size(1 << 12, 1 << 10);
 /// Elements of a group: room that is reserved together, and used as it is needed.
 const GROUP: usize = crate::size(1 << 22, 1 << 11);
 /// What a small vector takes before large pages are worth their size.
-const SMALL_BYTES: usize = 1 << 21;
+const SMALL_BYTES: usize = crate::size(1 << 21, 1 << 10);
 
 /// Elements `0..len`, all there; a new page is filled with defaults.
 pub struct Pages<T> {
