@@ -3,7 +3,7 @@
 //! ```text
 //! Block  (key, hash, set)          a key that goes by one hash: nearly every record
 //! Key    (key, ─, set) ─> names    a key that goes by several hashes (or by those of an irregular block, kept elsewhere)
-//! Name   (key record, hash, set)   one of those hashes; next in the list
+//! Name   (key record, hash, set)   one of those hashes; between two others in the list
 //! ```
 //!
 //! The parts of records lie in arrays of their own: a chain's records are mostly numbered one after the other, so walking along
@@ -253,10 +253,29 @@ impl Blocks {
     fn new_name(&mut self, hash: (EngineHash, Place), primary: RecordId) -> Option<RecordId> {
         let key_record = self.split(primary)?;
         let name = self.allocate(u64::from(key_record), hash.0, EMPTY_NAME)?;
-        self.stamps.at(name).store(*self.hashes.at(key_record), Relaxed);
-        *self.hashes.at_mut(key_record) = u64::from(name);
+        self.chain(key_record, 0, name, *self.hashes.at(key_record) as RecordId);
         self.index_hash(hash.1, name);
         Some(name)
+    }
+
+    /// Put a Name between two others of its Key, or at either end (0). A Name has no stamp: its neighbours stand there.
+    fn chain(&mut self, key_record: RecordId, before: RecordId, name: RecordId, after: RecordId) {
+        self.stamps.at(name).store(u64::from(before) << 32 | u64::from(after), Relaxed);
+        self.follow(key_record, before, name);
+        if after != 0 {
+            let stamp = self.stamps.at(after);
+            stamp.store(u64::from(name) << 32 | stamp.load(Relaxed) & u64::from(u32::MAX), Relaxed);
+        }
+    }
+
+    /// Let a Name follow another one, or be its Key's first.
+    fn follow(&mut self, key_record: RecordId, before: RecordId, name: RecordId) {
+        if before == 0 {
+            *self.hashes.at_mut(key_record) = u64::from(name);
+        } else {
+            let stamp = self.stamps.at(before);
+            stamp.store(stamp.load(Relaxed) >> 32 << 32 | u64::from(name), Relaxed);
+        }
     }
 
     /// The Key of a key, made if there is none: for blocks that are named elsewhere.
@@ -499,10 +518,7 @@ impl Blocks {
         set: SetId,
     ) -> Result<RecordId, Refused> {
         let name = self.allocate(u64::from(key_record), hash, set).ok_or(Refused::Full)?;
-        match before {
-            None => *self.hashes.at_mut(key_record) = u64::from(name),
-            Some(before) => self.stamps.at(before).store(u64::from(name), Relaxed),
-        }
+        self.chain(key_record, before.unwrap_or(0), name, 0);
         self.index_hash(self.place(hash), name);
         let items: SmallVec<[Item; 4]> = SmallVec::from_slice(self.sets.items(set));
         for item in items.into_iter().filter(|item| is_held(*item)) {
@@ -548,14 +564,12 @@ impl Blocks {
     }
 
     fn unlink(&mut self, key_record: RecordId, name: RecordId) {
-        let next = self.stamps.at(name).load(Relaxed);
-        if *self.hashes.at(key_record) == u64::from(name) {
-            *self.hashes.at_mut(key_record) = next;
-            return;
-        }
-        let before = self.names(key_record).find(|other| self.stamps.at(*other).load(Relaxed) == u64::from(name));
-        if let Some(before) = before {
-            self.stamps.at(before).store(next, Relaxed);
+        let stamp = self.stamps.at(name).load(Relaxed);
+        let (before, after) = ((stamp >> 32) as RecordId, stamp as RecordId);
+        self.follow(key_record, before, after);
+        if after != 0 {
+            let stamp = self.stamps.at(after);
+            stamp.store(u64::from(before) << 32 | stamp.load(Relaxed) & u64::from(u32::MAX), Relaxed);
         }
     }
 

@@ -565,12 +565,19 @@ impl State {
             return;
         }
         let names: Vec<RecordId> = blocks.names(primary).collect();
-        for id in holders {
-            let (shared, stream) = self.parts(id);
-            for name in &names {
+        for name in &names {
+            let blocks = &self.shared.blocks;
+            let mut knowers: SmallVec<[StreamId; 8]> =
+                blocks.sets.items(blocks.set(*name)).iter().map(|item| stream_of(slot_in(*item))).collect();
+            knowers.dedup();
+            for id in knowers.into_iter().filter(|id| holders.binary_search(id).is_ok()) {
+                let (shared, stream) = self.parts(id);
                 let (held, retired) = shared.blocks.take_out(*name, id);
                 note_gone(stream, held, retired);
             }
+        }
+        for id in holders {
+            let (shared, stream) = self.parts(id);
             for (held, retired) in stream.irregular.evict(shared, &stream.name.clone(), key) {
                 note_gone(stream, held, retired);
             }

@@ -56,7 +56,10 @@ impl Blocks {
     fn check_key(&self, id: RecordId, set: SetId, elsewhere: &HashMap<BlockKey, Copies>) -> usize {
         let mut sum = elsewhere.get(self.keys.at(id)).cloned().unwrap_or_default();
         let names: Vec<RecordId> = self.names(id).take(self.numbers as usize).collect();
+        let mut before = 0;
         for name in &names {
+            assert_eq!(self.stamps.at(*name).load(Relaxed) >> 32, before, "a Name knows the one before it");
+            before = u64::from(*name);
             let set = self.set(*name);
             assert_eq!((self.sets.kind(set), *self.keys.at(*name)), (Kind::Name, u64::from(id)), "a Key lists its Names");
             for item in self.sets.items(set).iter().filter(|item| is_held(**item)) {
