@@ -11,10 +11,12 @@ from kvatlas.index.protocol import PLACES_MAX
 from kvatlas.keys import KeySchema
 from kvatlas.types import (
     CPU,
+    DISK,
     GPU,
     STORAGE,
     AllBlocksCleared,
     ApplyReport,
+    AttentionKind,
     BlockKey,
     BlockRemoved,
     BlockStored,
@@ -204,6 +206,21 @@ def test_an_orphan_that_is_removed_before_it_is_named_leaves_nothing(index: Inde
     assert index.stats().orphans == 0
 
 
+def test_a_block_that_got_its_keys_waits_for_its_parent_no_longer(make: MakeIndex, clock: Clock) -> None:
+    index = make(SCHEMA, IndexLimits(retired_max=0), clock)
+    block, one_parent, other_parent = EngineHash(1), EngineHash(2), EngineHash(3)
+
+    def after(parent: EngineHash | None, block: EngineHash = block) -> BlockStored:
+        return BlockStored((block,), parent, tokens_of("a"), SIZE)
+
+    assert apply(index, ONE, after(one_parent)).orphaned == 1
+    assert apply(index, ONE, after(None)).adopted == 1
+    apply(index, ONE, *[BlockRemoved((block,), GPU, GroupIdx(0))] * 2)
+    assert apply(index, ONE, after(other_parent)).orphaned == 1
+    assert apply(index, ONE, after(None, one_parent)).adopted == 0
+    assert apply(index, ONE, after(None, other_parent)).adopted == 1
+
+
 def test_orphans_are_bounded_and_counted(make: MakeIndex, clock: Clock) -> None:
     index = make(SCHEMA, IndexLimits(orphans_max=10), clock)
     report = ApplyReport()
@@ -353,6 +370,18 @@ def test_places_beyond_a_bound_are_refused_and_counted(index: Index) -> None:
     assert (report.stored, report.refused) == (PLACES_MAX, 2)
     assert len(copies(index, "a")[0]) == PLACES_MAX
     assert apply(index, ONE, stored("b")).refused == 0
+
+
+def test_groups_beyond_a_bound_are_not_learnt(index: Index) -> None:
+    spec = GroupSpec(AttentionKind.FULL, None, SIZE)
+    apply(index, ONE, *[stored("a", group=GroupIdx(number), spec=spec) for number in range(PLACES_MAX + 10)])
+    assert len(index.streams()[ONE].groups) == PLACES_MAX
+
+
+def test_an_engine_that_names_very_many_tiers_leaves_the_usual_ones_to_others(index: Index) -> None:
+    apply(index, ONE, *[stored("a", tier=Tier(f"tier-{number}")) for number in range(PLACES_MAX + 10)])
+    for tier in (GPU, CPU, DISK, STORAGE):
+        assert apply(index, TWO, stored("a", tier=tier)).refused == 0
 
 
 def test_a_promise_holds_until_its_time_is_up_or_the_event_comes(index: Index, clock: Clock) -> None:

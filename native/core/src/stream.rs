@@ -112,9 +112,11 @@ impl Stream {
         wanted.map(|(number, _)| slot(self.id, number as u32 + RETIRED)).collect()
     }
 
-    /// Remember how a group caches.
+    /// Remember how a group caches. One more than there are places is not remembered: no copy could lie in it.
     pub fn learn_group(&mut self, group: u32, spec: GroupSpec) {
+        let is_full = self.groups.len() == PLACES_MAX;
         match self.groups.iter_mut().find(|(known, _)| *known == group) {
+            None if is_full => {}
             None => self.groups.push((group, spec)),
             // the beginning of a block, cached by itself (vLLM's partial blocks), is not the group's block size
             Some((_, known)) if known.block_size_tokens.unwrap_or(0) > spec.block_size_tokens.unwrap_or(0) => {}
@@ -141,9 +143,9 @@ pub struct Tiers {
 }
 
 impl Default for Tiers {
-    /// The device is tier 0.
+    /// The device is tier 0. The usual ones are there from the start: no engine can use up the numbers that others need.
     fn default() -> Self {
-        Self { names: vec![Tier::gpu()] }
+        Self { names: ["gpu", "cpu", "disk", "storage"].map(Tier::named).into() }
     }
 }
 

@@ -118,8 +118,8 @@ class ReferenceIndex:
 
     def _learn_group(self, cache: EngineCache, group: GroupIdx, spec: GroupSpec) -> None:
         known = cache.groups.get(group)
-        if known == spec:
-            return
+        if known == spec or (known is None and len(cache.groups) == PLACES_MAX):
+            return  # beyond that many, no copy could lie in the group
         if known is not None and (known.block_size_tokens or 0) > (spec.block_size_tokens or 0):
             return  # the beginning of a block, cached by itself (vLLM's partial blocks), is not the group's block size
         cache.groups = {**cache.groups, group: spec}
