@@ -15,7 +15,7 @@ pub struct Tier(pub Cow<'static, str>);
 impl Tier {
     /// The device: where no medium is named.
     pub fn gpu() -> Self {
-        Self::named("gpu")
+        Self(Cow::Borrowed("gpu"))
     }
 
     /// A tier by its name, which is in lower case already.

@@ -12,6 +12,7 @@ use crate::score::{Question, Scores, score};
 use crate::slots::{Slot, StreamId};
 use crate::snapshot::{self, SnapshotError};
 use crate::state::{STEP_BLOCKS, State, Storing};
+use crate::victims::Victims;
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use smallvec::SmallVec;
 use std::hint::spin_loop;
@@ -23,7 +24,7 @@ use std::time::Duration;
 /// Holder sets that it looks at.
 const STEP_SETS: u32 = crate::size(256, 3) as u32;
 /// Records that it looks at for dead ones.
-const STEP_RECORDS: u32 = crate::size(256, 7) as u32;
+const STEP_RECORDS: u32 = crate::size(64, 7) as u32;
 /// A writer that waited so long for a pause of the readers gets one.
 const PATIENCE: Duration = Duration::from_millis(1);
 
@@ -157,7 +158,9 @@ impl Index {
         state.renew_stream(id);
         let dropped = before - state.shared.blocks.entries;
         if forget {
-            state.forget_stream(id);
+            let left = state.forget_stream(id);
+            turn.pause();
+            drop(left); // outside of the lock: it may be much
         }
         dropped
     }
@@ -360,13 +363,27 @@ fn for_all_sets(turn: &mut Turn, mut each: impl FnMut(&mut State, u32)) {
 fn expire(turn: &mut Turn, now_s: f64) -> usize {
     turn.state().shared.promises.expire(now_s);
     let mut evicted = 0;
-    while turn.state().expire_one(now_s) {
+    while turn.state().is_due(now_s) {
+        find_victims(turn);
+        if !turn.state().expire_one(now_s) {
+            break;
+        }
         evicted += 1;
         if evicted % STEP_BLOCKS == 0 {
             turn.pause();
         }
     }
     evicted
+}
+
+/// Make sure that the next key to evict is known. The look at all records is a reader's: others read meanwhile.
+fn find_victims(turn: &mut Turn) {
+    if turn.state().knows_oldest() {
+        return;
+    }
+    turn.state = None;
+    let found = Victims::of(&turn.index.read().shared.blocks);
+    turn.state().victims = found;
 }
 
 /// After a batch: keep the bounds, clean up a share, in proportion to what was done.
@@ -388,6 +405,7 @@ fn finish(turn: &mut Turn, now_s: f64, blocks: u64) {
 fn keep_bounds(turn: &mut Turn) {
     let mut steps = 0;
     while turn.state().shared.blocks.held > turn.state().shared.limits.blocks_max {
+        find_victims(turn);
         let Some(oldest) = turn.state().oldest() else { break };
         turn.state().evict(oldest, 1);
         steps += 1;
@@ -396,15 +414,33 @@ fn keep_bounds(turn: &mut Turn) {
         }
     }
     let bytes_max = turn.state().shared.limits.bytes_max;
-    if turn.state().bytes() > bytes_max {
-        turn.state().clean_up();
-    }
     while turn.state().bytes() > bytes_max {
+        free_dead(turn, 64);
+        turn.state().shared.blocks.sets.tidy_closely(); // what is given up leaves sets that no record means
+        if turn.state().bytes() <= bytes_max {
+            break;
+        }
+        find_victims(turn);
         if !turn.state().give_up_something() {
+            free_dead(turn, usize::MAX);
             turn.state().shared.blocks.sets.tidy_all();
             break;
         }
-        turn.state().shared.blocks.sets.tidy_closely(); // what is given up leaves sets that no record means
+        turn.pause();
+    }
+}
+
+/// Free dead records if there are any, and at least one in `share` is dead.
+fn free_dead(turn: &mut Turn, share: usize) {
+    let blocks = &turn.state().shared.blocks;
+    if blocks.dead() == 0 || blocks.dead() < blocks.allocated() / share {
+        return;
+    }
+    loop {
+        turn.state().sweep(STEP_RECORDS);
+        if !turn.state().is_sweeping() {
+            break;
+        }
         turn.pause();
     }
 }

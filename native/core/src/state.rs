@@ -527,17 +527,18 @@ impl State {
         }
     }
 
-    /// Forget a renewed stream.
-    pub fn forget_stream(&mut self, id: StreamId) {
+    /// Forget a renewed stream. Returns what is left to be freed, if it was the last one.
+    pub fn forget_stream(&mut self, id: StreamId) -> Option<Blocks> {
         if let Some(stream) = self.streams[id as usize].take() {
             self.by_name.remove(&stream.name);
             self.free.push(id);
         }
-        if self.by_name.is_empty() {
-            self.shared.blocks = Blocks::new(secret::random());
-            self.victims = Victims::default();
-            self.sweep_at = None;
+        if !self.by_name.is_empty() {
+            return None;
         }
+        self.victims = Victims::default();
+        self.sweep_at = None;
+        Some(std::mem::replace(&mut self.shared.blocks, Blocks::new(secret::random())))
     }
 
     // -- giving up ----------------------------------------------------------------------------------------------------
@@ -604,7 +605,6 @@ impl State {
             let old = 1 - stream.young;
             let generation = if stream.retired[old as usize] > 0 { old } else { stream.young };
             forget_retired(shared, stream, generation);
-            self.sweep_all();
             return true;
         }
         if let Some((count, id)) = self.most(|stream| stream.orphans.len() as u64)
@@ -654,6 +654,11 @@ impl State {
         true
     }
 
+    /// Whether [`State::oldest`] can tell without a look at all records.
+    pub fn knows_oldest(&mut self) -> bool {
+        self.shared.blocks.held == 0 || self.victims.known(&self.shared.blocks).is_some()
+    }
+
     /// The least recently used key's record.
     pub fn oldest(&mut self) -> Option<RecordId> {
         self.victims.oldest(&self.shared.blocks)
@@ -688,20 +693,9 @@ impl State {
         self.sweep_at = (to < self.shared.blocks.numbers()).then_some(to);
     }
 
-    /// Free what nobody means, if that is worth a look at all of it.
-    pub fn clean_up(&mut self) {
-        if self.shared.blocks.dead() > self.shared.blocks.allocated() / 64 {
-            self.sweep_all();
-        }
-        self.shared.blocks.sets.tidy_closely();
-    }
-
-    /// Free all dead records now.
-    pub fn sweep_all(&mut self) {
-        if self.shared.blocks.dead() > 0 {
-            self.sweep_at = None;
-            self.sweep(u32::MAX);
-        }
+    /// Whether a sweep is under way.
+    pub fn is_sweeping(&self) -> bool {
+        self.sweep_at.is_some()
     }
 
     /// Sizes.

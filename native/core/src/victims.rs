@@ -20,21 +20,34 @@ pub struct Victims {
 }
 
 impl Victims {
-    /// The least recently used key's record, if any key is held.
-    pub fn oldest(&mut self, blocks: &Blocks) -> Option<RecordId> {
-        for _ in 0..2 {
-            while let Some((stamp, id)) = self.found.last().copied() {
-                if blocks.is_held_primary(id) && blocks.stamp_of(id) == stamp {
-                    return Some(id);
-                }
-                self.found.pop();
+    /// Look through all records. This takes a while: nobody needs to wait for it but who evicts.
+    pub fn of(blocks: &Blocks) -> Self {
+        let mut victims = Self::default();
+        victims.scan(blocks);
+        victims
+    }
+
+    /// The least recently used key's record, if it is known without another look at all records.
+    pub fn known(&mut self, blocks: &Blocks) -> Option<RecordId> {
+        while let Some((stamp, id)) = self.found.last().copied() {
+            if blocks.is_held_primary(id) && blocks.stamp_of(id) == stamp {
+                return Some(id);
             }
-            if blocks.held == 0 {
-                return None;
-            }
-            self.scan(blocks);
+            self.found.pop();
         }
         None
+    }
+
+    /// The least recently used key's record, if any key is held.
+    pub fn oldest(&mut self, blocks: &Blocks) -> Option<RecordId> {
+        if blocks.held == 0 {
+            return None;
+        }
+        if let Some(known) = self.known(blocks) {
+            return Some(known);
+        }
+        self.scan(blocks);
+        self.known(blocks)
     }
 
     /// The next one as far as it is known without a scan.

@@ -108,21 +108,24 @@ pub struct Names(pub Mutex<NameTable>);
 #[derive(Default)]
 pub struct NameTable(Vec<Option<(Arc<StreamName>, Py<PyString>)>>);
 
+fn text(py: Python<'_>, name: &StreamName) -> Py<PyString> {
+    match name.dp_rank {
+        0 => PyString::new(py, &name.pod).unbind(),
+        rank => PyString::new(py, &format!("{}#dp{rank}", name.pod)).unbind(),
+    }
+}
+
 impl NameTable {
-    fn of(&mut self, py: Python<'_>, stream: &StreamScore) -> Py<PyString> {
-        let name = &stream.name;
-        let make = || match name.dp_rank {
-            0 => PyString::new(py, &name.pod).unbind(),
-            rank => PyString::new(py, &format!("{}#dp{rank}", name.pod)).unbind(),
-        };
-        let Some(id) = stream.id else { return make() };
-        if self.0.len() <= id as usize {
-            self.0.resize_with(id as usize + 1, || None);
+    fn of<'a>(&'a mut self, py: Python<'_>, stream: &StreamScore) -> &'a Py<PyString> {
+        let place = stream.id.map_or(0, |id| id as usize + 1); // the first place is for a stream that has no number
+        if self.0.len() <= place {
+            self.0.resize_with(place + 1, || None);
         }
-        match &mut self.0[id as usize] {
-            Some((known, text)) if Arc::ptr_eq(known, name) => text.clone_ref(py),
-            place => place.insert((name.clone(), make())).1.clone_ref(py),
+        let known = &mut self.0[place];
+        if known.as_ref().is_none_or(|(name, _)| !Arc::ptr_eq(name, &stream.name)) {
+            *known = None;
         }
+        &known.get_or_insert_with(|| (stream.name.clone(), text(py, &stream.name))).1
     }
 }
 
@@ -154,11 +157,10 @@ impl Scores {
         let found = PyDict::new(py);
         let mut names = self.names.0.try_lock(); // never waited for, since the GIL is held
         for stream in self.streams.iter().filter(|stream| stream.matched_blocks > 0) {
-            let name = match &mut names {
-                Some(names) => names.of(py, stream),
-                None => NameTable::default().of(py, stream),
-            };
-            found.set_item(name, stream.matched_blocks)?;
+            match &mut names {
+                Some(names) => found.set_item(names.of(py, stream), stream.matched_blocks)?,
+                None => found.set_item(text(py, &stream.name), stream.matched_blocks)?,
+            }
         }
         Ok(found)
     }

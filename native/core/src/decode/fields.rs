@@ -158,6 +158,9 @@ impl<'a> Fields<'a> {
         let Some(medium) = self.medium.filter(|medium| !medium.is_empty()) else {
             return Ok(Tier::gpu());
         };
+        if medium.eq_ignore_ascii_case("gpu") {
+            return Ok(Tier::gpu());
+        }
         if !medium.is_ascii() {
             return Err(Unusual); // only of ASCII is it certain that Python's lower case is the same
         }
