@@ -236,7 +236,7 @@ fn change(
     let stream_at = |items: &[Item], at: usize| items.get(at).map_or(StreamId::MAX, |item| stream_of(slot_in(*item)));
     let (mut one, mut other) = (0, 0);
     loop {
-        let mut equal = before[one..].iter().zip(&after[other..]).take_while(|(one, other)| one == other).count();
+        let mut equal = equal_items(&before[one..], &after[other..]);
         // what a stream has counts together: step back to where the stream that differs begins
         let next = stream_at(before, one + equal).min(stream_at(after, other + equal));
         while equal > 0 && stream_at(before, one + equal - 1) == next {
@@ -256,6 +256,14 @@ fn change(
             holdings[id as usize].update(state.stream(id), mine, position, order);
         }
     }
+}
+
+/// How many items two sets have in common before they differ.
+fn equal_items(one: &[Item], other: &[Item]) -> usize {
+    const TOGETHER: usize = 32;
+    let chunks = one.chunks_exact(TOGETHER).zip(other.chunks_exact(TOGETHER));
+    let equal = TOGETHER * chunks.take_while(|(one, other)| one == other).count();
+    equal + one[equal..].iter().zip(&other[equal..]).take_while(|(one, other)| one == other).count()
 }
 
 impl Holding {
