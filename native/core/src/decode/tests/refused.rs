@@ -42,9 +42,9 @@ fn a_payload_that_is_cut_short_or_goes_on() {
 #[test]
 fn any_byte_may_be_any_other_without_panic() {
     for (wire, payload) in good() {
-        for at in 0..payload.len() {
+        for at in (0..payload.len()).step_by(if cfg!(miri) { 16 } else { 1 }) {
             let mut damaged = payload.clone();
-            for byte in 0..=u8::MAX {
+            for byte in (0..=u8::MAX).step_by(if cfg!(miri) { 64 } else { 1 }) {
                 damaged[at] = byte;
                 if let Ok(batch) = read(wire, &damaged) {
                     assert!(batch.hashes.len() <= damaged.len() && batch.tokens.len() <= damaged.len());
