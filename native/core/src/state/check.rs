@@ -1,7 +1,9 @@
 //! The whole state counted again, from scratch: for tests and fuzzers.
 
 use super::*;
-use crate::slots::{RETIRED, copies_in, place_of};
+use crate::sets::Kind;
+use crate::slots::{RETIRED, copies_in, is_held, place_of, slot_in, stream_of};
+use crate::stream::Orphan;
 use std::collections::{HashMap, HashSet};
 
 impl State {
