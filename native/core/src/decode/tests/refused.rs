@@ -175,6 +175,7 @@ fn maps_without_a_required_key_or_with_one_twice() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a quarter of a million extras take Miri too long")]
 fn more_extras_than_a_payload_may_hold() {
     let extras = |count| Value::Array(vec![Value::Array(vec!["a".into(); count]), Value::Nil]);
     let many = vec![small().with("extra_keys", extras(0xFFFF)); 4];
