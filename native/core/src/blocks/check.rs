@@ -40,7 +40,9 @@ impl Blocks {
         }
         assert_eq!((entries, held), (self.entries, self.held), "entries, held");
         assert_eq!(names, listed, "Names, and those that a Key lists");
-        assert!(elsewhere.keys().all(|key| keys.contains(key)), "a key that irregular blocks make up has no record");
+        // where record numbers have run out, copies of irregular blocks were not taken
+        let ran_out = self.numbers > NUMBERS_MAX;
+        assert!(ran_out || elsewhere.keys().all(|key| keys.contains(key)), "a key that irregular blocks make up has no record");
         self.sets.check(&named);
         assert_eq!(self.by_key.check(|id| *self.keys.at(id)), by_key, "records by key");
         assert_eq!(self.by_hash.check(|id| *self.hashes.at(id)), by_hash, "records by hash");
@@ -67,7 +69,8 @@ impl Blocks {
             }
         }
         let items = self.sets.items(set).iter().map(|item| (slot_in(*item), u64::from(copies_in(*item))));
-        assert_eq!(items.collect::<Copies>(), sum, "a Key's copies, and those of its parts");
+        let ran_out = self.numbers > NUMBERS_MAX;
+        assert!(ran_out || items.collect::<Copies>() == sum, "a Key's copies, and those of its parts");
         assert!(!names.is_empty() || !sum.is_empty(), "a Key that nothing is left of");
         names.len()
     }
