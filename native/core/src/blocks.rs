@@ -173,7 +173,7 @@ impl Blocks {
     /// first saves the look into the table.
     #[inline]
     pub fn is_key_of(&self, id: RecordId, key: BlockKey) -> bool {
-        id < self.numbers && *self.keys.at(id) == key && {
+        (1..self.numbers).contains(&id) && *self.keys.at(id) == key && {
             let set = *self.sets_of.at(id);
             set != FREE && self.sets.kind(set) != Kind::Name
         }
@@ -182,7 +182,7 @@ impl Blocks {
     /// Whether a stream knows a hash by a record. As [`Blocks::is_key_of`].
     #[inline]
     pub fn is_hash_of(&self, id: RecordId, hash: EngineHash, stream: StreamId) -> bool {
-        id < self.numbers && *self.hashes.at(id) == hash && {
+        (1..self.numbers).contains(&id) && *self.hashes.at(id) == hash && {
             let set = self.set(id);
             set != FREE && self.sets.kind(set) != Kind::Key && !self.sets.of_stream(set, stream).is_empty()
         }
@@ -261,20 +261,21 @@ impl Blocks {
     /// Put a Name between two others of its Key, or at either end (0). A Name has no stamp: its neighbours stand there.
     fn chain(&mut self, key_record: RecordId, before: RecordId, name: RecordId, after: RecordId) {
         self.stamps.at(name).store(u64::from(before) << 32 | u64::from(after), Relaxed);
-        self.follow(key_record, before, name);
-        if after != 0 {
-            let stamp = self.stamps.at(after);
-            stamp.store(u64::from(name) << 32 | stamp.load(Relaxed) & u64::from(u32::MAX), Relaxed);
-        }
+        self.join(key_record, before, name);
+        self.join(key_record, name, after);
     }
 
-    /// Let a Name follow another one, or be its Key's first.
-    fn follow(&mut self, key_record: RecordId, before: RecordId, name: RecordId) {
+    /// Make two Names of a Key neighbours; 0 stands for either end of its list.
+    fn join(&mut self, key_record: RecordId, before: RecordId, after: RecordId) {
         if before == 0 {
-            *self.hashes.at_mut(key_record) = u64::from(name);
+            *self.hashes.at_mut(key_record) = u64::from(after);
         } else {
             let stamp = self.stamps.at(before);
-            stamp.store(stamp.load(Relaxed) >> 32 << 32 | u64::from(name), Relaxed);
+            stamp.store(stamp.load(Relaxed) >> 32 << 32 | u64::from(after), Relaxed);
+        }
+        if after != 0 {
+            let stamp = self.stamps.at(after);
+            stamp.store(u64::from(before) << 32 | stamp.load(Relaxed) & u64::from(u32::MAX), Relaxed);
         }
     }
 
@@ -380,12 +381,8 @@ impl Blocks {
 
     #[inline]
     fn change_set(&mut self, id: RecordId, op: Op) -> Change {
-        let place = self.sets_of.at_mut(id);
-        let change = self.sets.after(self.sets.resolve(*place), op);
-        if *place != change.set {
-            self.sets.moved(*place, change.set);
-            *place = change.set;
-        }
+        let change = self.sets.after(self.set(id), op);
+        self.assign(id, change.set);
         change
     }
 
@@ -469,7 +466,7 @@ impl Blocks {
         self.by_hash = Table::with_room(self.secret, hashes);
     }
 
-    /// Ask for the memory that restoring a record will write to.
+    /// Ask for the memory in which both names of a record are found.
     #[inline]
     pub fn expect_record(&self, key: Place, hash: Place) {
         self.by_key.expect(key);
@@ -565,12 +562,7 @@ impl Blocks {
 
     fn unlink(&mut self, key_record: RecordId, name: RecordId) {
         let stamp = self.stamps.at(name).load(Relaxed);
-        let (before, after) = ((stamp >> 32) as RecordId, stamp as RecordId);
-        self.follow(key_record, before, after);
-        if after != 0 {
-            let stamp = self.stamps.at(after);
-            stamp.store(u64::from(before) << 32 | stamp.load(Relaxed) & u64::from(u32::MAX), Relaxed);
-        }
+        self.join(key_record, (stamp >> 32) as RecordId, stamp as RecordId);
     }
 
     fn free(&mut self, id: RecordId) {
@@ -594,26 +586,15 @@ impl Blocks {
     /// Ask for the memory that freeing the dead ones of these records needs.
     pub fn expect_dead(&self, ids: std::ops::Range<RecordId>) {
         for id in ids.filter(|id| self.set(*id) == EMPTY_BLOCK) {
-            self.by_key.expect(self.place(*self.keys.at(id)));
-            self.by_hash.expect(self.place(*self.hashes.at(id)));
+            self.expect_record(self.place(*self.keys.at(id)), self.place(*self.hashes.at(id)));
         }
     }
 
-    /// Free a dead record; let another name the set that it means. Returns whether it was dead.
-    pub fn sweep(&mut self, id: RecordId) -> bool {
-        let named = *self.sets_of.at(id);
-        let set = self.sets.resolve(named);
-        if set == FREE {
-            return false;
+    /// Free a dead record; let another name the set that it means.
+    pub fn sweep(&mut self, id: RecordId) {
+        if !self.free_if_empty(id) {
+            self.assign(id, self.set(id));
         }
-        if self.free_if_empty(id) {
-            return true;
-        }
-        if set != named {
-            self.sets.moved(named, set);
-            *self.sets_of.at_mut(id) = set;
-        }
-        false
     }
 
     /// Estimated bytes.

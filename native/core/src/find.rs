@@ -31,21 +31,21 @@ pub struct Found {
 }
 
 /// Find who holds each key. Those found count as used: the first one last, since eviction takes a prefix from its end.
-pub fn find(state: &State, keys: &[BlockKey], now_s: f64, found: &mut Found) {
+pub fn find(state: &State, keys: &[BlockKey], now_s: f64) -> Found {
     let shared = &state.shared;
     let blocks = &shared.blocks;
     let before = shared.recency.take(keys.len() as u64, now_s);
     let expired = shared.recency.expired(now_s);
-    let mut runs = std::mem::take(&mut found.runs);
+    let mut runs: Vec<Run> = Vec::new();
     let mut position = 0;
     let mut tick = before + keys.len() as u64;
     let mut next: RecordId = 0;
     for together in keys.chunks(TOGETHER) {
-        if next == 0 || !blocks.is_key_of(next, together[0]) {
+        if !blocks.is_key_of(next, together[0]) {
             together.iter().for_each(|key| blocks.expect_key(blocks.place(*key)));
         }
         for key in together {
-            let id = if next != 0 && blocks.is_key_of(next, *key) { Some(next) } else { blocks.find_key(*key) };
+            let id = if blocks.is_key_of(next, *key) { Some(next) } else { blocks.find_key(*key) };
             if let Some(id) = id {
                 next = id + 1;
                 let set = blocks.set(id);
@@ -61,10 +61,11 @@ pub fn find(state: &State, keys: &[BlockKey], now_s: f64, found: &mut Found) {
             tick -= 1;
         }
     }
-    found.runs = runs;
+    let mut promised = Vec::new();
     if !shared.promises.is_empty() {
         for (position, key) in keys.iter().enumerate() {
-            found.promised.extend(shared.promises.of(*key, now_s).map(|stream| (position as u32, stream.clone())));
+            promised.extend(shared.promises.of(*key, now_s).map(|stream| (position as u32, stream.clone())));
         }
     }
+    Found { runs, promised }
 }

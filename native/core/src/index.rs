@@ -84,7 +84,10 @@ impl Index {
 
     /// Wait for a turn, and take it: other writers wait until it is dropped.
     pub fn turn(&self) -> Turn<'_> {
-        let turn = self.turn.lock();
+        self.begin(self.turn.lock())
+    }
+
+    fn begin<'a>(&'a self, turn: MutexGuard<'a, ()>) -> Turn<'a> {
         Turn { index: self, state: None, changed: 0, stream: None, _turn: turn }
     }
 
@@ -213,9 +216,8 @@ impl Index {
     /// Find who holds each key, and tell of it by the state it was found in.
     pub fn lookup<T>(&self, keys: &[BlockKey], now_s: f64, tell: impl FnOnce(&State, &Found) -> T) -> T {
         self.settle(now_s);
-        let mut found = Found::default();
         let state = self.read();
-        find(&state, keys, now_s, &mut found);
+        let found = find(&state, keys, now_s);
         tell(&state, &found)
     }
 
@@ -229,7 +231,7 @@ impl Index {
         if self.read().is_due(now_s)
             && let Some(turn) = self.turn.try_lock()
         {
-            expire(&mut Turn { index: self, state: None, changed: 0, stream: None, _turn: turn }, now_s);
+            expire(&mut self.begin(turn), now_s);
         }
     }
 
@@ -369,9 +371,7 @@ fn expire(turn: &mut Turn, now_s: f64) -> usize {
             break;
         }
         evicted += 1;
-        if evicted % STEP_BLOCKS == 0 {
-            turn.pause();
-        }
+        turn.pause_after(1);
     }
     evicted
 }
@@ -403,15 +403,11 @@ fn finish(turn: &mut Turn, now_s: f64, blocks: u64) {
 
 /// Evict what is beyond the bounds on blocks and bytes.
 fn keep_bounds(turn: &mut Turn) {
-    let mut steps = 0;
     while turn.state().shared.blocks.held > turn.state().shared.limits.blocks_max {
         find_victims(turn);
         let Some(oldest) = turn.state().oldest() else { break };
         turn.state().evict(oldest, 1);
-        steps += 1;
-        if steps % STEP_BLOCKS == 0 {
-            turn.pause();
-        }
+        turn.pause_after(1);
     }
     let bytes_max = turn.state().shared.limits.bytes_max;
     while turn.state().bytes() > bytes_max {

@@ -124,6 +124,13 @@ impl Stream {
         }
     }
 
+    /// A block is no longer remembered, if it was: it is held again, or gone.
+    pub fn recall(&mut self, generation: Option<u32>) {
+        if let Some(generation) = generation {
+            self.retired[generation as usize] -= 1;
+        }
+    }
+
     /// Forget that a child waits for its parent.
     pub fn stop_waiting(&mut self, parent: EngineHash, child: EngineHash) {
         if let Some(waiting) = self.children.get_mut(&parent) {

@@ -153,7 +153,7 @@ class NativeIndex:
         weighing: Weighing | None = None,
     ) -> _native.Scores:
         """Hash a prompt, walk its blocks, score every candidate: one call. Fastest from an array('I') or uint32 buffer."""
-        extras = [(extra.offset_tokens, extra.kind, extra.value) for extra in prompt_extras(cache_salt, multimodal)]
+        extras = _extra_tuples(prompt_extras(cache_salt, multimodal))
         root = self._root(lora_name or model)
         question = _question(weighing or Weighing(), pods, model)
         if not isinstance(tokens, list):
@@ -172,8 +172,8 @@ class NativeIndex:
         pods: Collection[PodId] | None,
         weighing: Weighing,
     ) -> PromptScores:
-        carried = [(extra.offset_tokens, extra.kind, extra.value) for extra in extras]
-        scores = self._core.score_tokens(tokens, root, carried, _question(weighing, pods, model), self._clock())
+        question = _question(weighing, pods, model)
+        scores = self._core.score_tokens(tokens, root, _extra_tuples(extras), question, self._clock())
         return PromptScores(list(map(_stream_score, scores.rows())), scores.blocks, scores.blocks_held)
 
     def find(
@@ -254,6 +254,10 @@ def _text(name: str) -> str:
     return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
+def _extra_tuples(extras: Sequence[Extra]) -> list[_native._Extra]:
+    return [(extra.offset_tokens, extra.kind, extra.value) for extra in extras]
+
+
 def _event_tuple(event: Event) -> _native._Event:
     if isinstance(event, BlockStored):
         spec = event.spec
@@ -266,7 +270,7 @@ def _event_tuple(event: Event) -> _native._Event:
             event.group,
             None if spec is None else (spec.kind.value, spec.window_tokens, spec.block_size_tokens),
             event.lora_name,
-            None if event.extras is None else [[(e.offset_tokens, e.kind, e.value) for e in some] for some in event.extras],
+            None if event.extras is None else list(map(_extra_tuples, event.extras)),
         )
     if isinstance(event, BlockRemoved):
         return (event.hashes, event.tier, event.group)

@@ -45,13 +45,15 @@ class Matcher:
         self._schema = schema
         self._weights = weights
         self._stale_weight = stale_weight
+        self._weighing = {
+            scorer: Weighing(name, weights.by_tier, weights.unknown, stale_weight) for scorer, name in _FUSED.items()
+        }
 
     def match(self, prompt: Prompt, scorer: Scorer) -> PromptScores:
         """Return every candidate's score, in no order."""
-        fused = _FUSED.get(type(scorer))
-        if self._fused is None or fused is None:
+        weighing = self._weighing.get(type(scorer))
+        if self._fused is None or weighing is None:
             return self._match_lookup(prompt, scorer)
-        weighing = Weighing(fused, self._weights.by_tier, self._weights.unknown, self._stale_weight)
         root = self._schema.root(prompt.lora_name or prompt.model).key
         extras = prompt_extras(prompt.cache_salt, prompt.multimodal)
         return self._fused.score_prompt(prompt.tokens, root, extras, prompt.model, prompt.pods, weighing)

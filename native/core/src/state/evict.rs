@@ -146,9 +146,7 @@ impl State {
         for first in (from..to).step_by(STEP_BLOCKS) {
             let ids = first..to.min(first + STEP_BLOCKS as u32);
             self.shared.blocks.expect_dead(ids.clone());
-            ids.for_each(|id| {
-                self.shared.blocks.sweep(id);
-            });
+            ids.for_each(|id| self.shared.blocks.sweep(id));
         }
         self.sweep_at = (to < self.shared.blocks.numbers()).then_some(to);
     }
@@ -173,7 +171,5 @@ pub(super) fn drop_oldest_orphan(shared: &mut Shared, stream: &mut Stream) {
 
 pub(super) fn note_gone(stream: &mut Stream, held: bool, retired: Option<u32>) {
     stream.held -= u64::from(held);
-    if let Some(generation) = retired {
-        stream.retired[generation as usize] -= 1;
-    }
+    stream.recall(retired);
 }

@@ -161,7 +161,7 @@ impl State {
         }
         let mut next: RecordId = 0;
         for block in &mut blocks {
-            block.known = if next != 0 && shared.blocks.is_hash_of(next, block.hash.0, id) {
+            block.known = if shared.blocks.is_hash_of(next, block.hash.0, id) {
                 Known::ToStream(next)
             } else {
                 shared.blocks.find_hash_at(block.hash.1, block.hash.0, id)
@@ -275,26 +275,18 @@ impl State {
 
 /// Add a copy of a block that has a record of its own. Returns the record that says who holds it.
 #[inline]
-pub(super) fn add_copy(
-    shared: &mut Shared,
-    stream: &mut Stream,
-    slot: Slot,
-    record: RecordId,
-    report: &mut Report,
-) -> RecordId {
+fn add_copy(shared: &mut Shared, stream: &mut Stream, slot: Slot, record: RecordId, report: &mut Report) -> RecordId {
     if !shared.promises.is_empty() {
         shared.promises.keep(shared.blocks.key(record), &stream.name);
     }
     let (change, primary) = shared.blocks.change(record, Op::Add(slot, 1));
     report.duplicates += u64::from(change.had_copies);
     stream.held += u64::from(!change.held_before);
-    if let Some(generation) = change.retired_before {
-        stream.retired[generation as usize] -= 1;
-    }
+    stream.recall(change.retired_before);
     primary
 }
 
-pub(super) fn keep_orphan(
+fn keep_orphan(
     shared: &mut Shared,
     stream: &mut Stream,
     hash: EngineHash,
@@ -323,15 +315,13 @@ pub(super) fn keep_orphan(
 }
 
 /// Add a copy of a block that has no record of its own: an irregular one, or an orphan.
-pub(super) fn add_elsewhere(shared: &mut Shared, stream: &mut Stream, slot: Slot, hash: EngineHash, report: &mut Report) {
+fn add_elsewhere(shared: &mut Shared, stream: &mut Stream, slot: Slot, hash: EngineHash, report: &mut Report) {
     if stream.irregular.get(hash).is_some() {
         let count = stream.irregular.copies_in(hash, slot).saturating_add(1);
         let shift = stream.irregular.set_copies(shared, &stream.name.clone(), hash, slot, count);
         report.duplicates += u64::from(shift.had_copies);
         stream.held += u64::from(!shift.held_before);
-        if let Some(generation) = shift.retired_before {
-            stream.retired[generation as usize] -= 1;
-        }
+        stream.recall(shift.retired_before);
         return;
     }
     if !stream.orphans.contains_key(&hash) {
