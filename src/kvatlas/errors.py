@@ -4,6 +4,7 @@ KvatlasError
 ├── ConfigError          a setting is unknown or wrong: path, allowed values
 ├── TokensError          token input that cannot be keyed: position, value
 ├── RequestError         a query that cannot be answered as asked: field, remedy
+│   └── TokenizationError    a prompt whose tokens cannot be told: reason (a metric's label)
 ├── DecodeError          bytes that are no event payload: reason (a metric's label)
 ├── RecordingError       a capture file that is no capture: path, offset
 ├── SnapshotError        a snapshot that cannot be restored: problem, remedy
@@ -11,6 +12,8 @@ KvatlasError
 """
 
 from __future__ import annotations
+
+import enum
 
 
 class KvatlasError(Exception):
@@ -45,6 +48,71 @@ class RequestError(KvatlasError):
         self.problem = problem
         self.remedy = remedy
         super().__init__(f"{field}: {problem}; {remedy}")
+
+
+class TokenizationReason(enum.Enum):
+    """Why a prompt's tokens cannot be told: short and bounded in number, as a metric's label."""
+
+    NO_BACKEND = "no_backend"
+    """Nothing is configured that could tokenize."""
+    UNKNOWN_MODEL = "unknown_model"
+    """No tokenizer of this model was found."""
+    NOT_INSTALLED = "not_installed"
+    """A package is missing."""
+    BROKEN_TOKENIZER = "broken_tokenizer"
+    """The tokenizer's files can't be read."""
+    BAD_TEMPLATE = "bad_template"
+    """The chat template fails, or is missing, or is not allowed."""
+    BAD_MESSAGES = "bad_messages"
+    """The chat is not one that the engine would take."""
+    BAD_TEXT = "bad_text"
+    """The text is no Unicode text, or too long."""
+    BAD_TRUNCATION = "bad_truncation"
+    TOO_MANY_TOKENS = "too_many_tokens"
+    """The engine would refuse the prompt."""
+    UNSUPPORTED = "unsupported"
+    """A content that only the engine can tokenize, such as images without a renderer."""
+    BUSY = "busy"
+    """Too much waits already."""
+    TIMEOUT = "timeout"
+    UNAVAILABLE = "unavailable"
+    """A remote tokenizer does not answer."""
+    CIRCUIT_OPEN = "circuit_open"
+    """A remote tokenizer failed so often that it is left alone for a while."""
+    REFUSED = "refused"
+    """A remote tokenizer refused the prompt."""
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same prompt may succeed later."""
+        return self in _TRANSIENT
+
+    @property
+    def of_backend(self) -> bool:
+        """Whether another backend may know more: it is not the prompt's own fault."""
+        return self.transient or self in _OF_BACKEND
+
+
+_TRANSIENT = frozenset(
+    {TokenizationReason.BUSY, TokenizationReason.TIMEOUT, TokenizationReason.UNAVAILABLE, TokenizationReason.CIRCUIT_OPEN}
+)
+_OF_BACKEND = frozenset(
+    {
+        TokenizationReason.NO_BACKEND,
+        TokenizationReason.UNKNOWN_MODEL,
+        TokenizationReason.NOT_INSTALLED,
+        TokenizationReason.BROKEN_TOKENIZER,
+        TokenizationReason.UNSUPPORTED,
+    }
+)
+
+
+class TokenizationError(RequestError):
+    """A prompt whose tokens cannot be told. The request can still be routed, without precise scoring."""
+
+    def __init__(self, reason: TokenizationReason, field: str, problem: str, remedy: str) -> None:
+        self.reason = reason
+        super().__init__(field, problem, remedy)
 
 
 class DecodeError(KvatlasError):

@@ -77,6 +77,8 @@ class MultimodalItem(msgspec.Struct, frozen=True):
 
     hash: str
     offset_tokens: int
+    length_tokens: int | None = None
+    """Its placeholder tokens. Keys of the engine's kind need it (keys.mode); ours depend on where an item starts alone."""
 
 
 class Extra(msgspec.Struct, frozen=True, order=True, gc=False):

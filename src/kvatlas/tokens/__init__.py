@@ -1,0 +1,1 @@
+"""From a request to token ids, exactly as the engine sees them."""

@@ -1,0 +1,69 @@
+"""What a tokenizer in this process can do. Implemented in ``local/``; ``stores/`` and ``incremental.py`` work with any of it."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Protocol
+
+import msgspec
+
+from kvatlas.tokens.prompts import ChatPrompt, Prompt
+
+
+class Encoding(msgspec.Struct, frozen=True):
+    """A text's tokens, without special tokens around it."""
+
+    token_ids: array[int]
+    """array('I')."""
+    ends: array[int]
+    """array('I'): where each token ends in the text, in characters (code points). Never falls."""
+
+
+class TextTokenizer(Protocol):
+    """Turns texts into tokens. Calls may come from several threads, and let go of the interpreter while they work."""
+
+    @property
+    def before(self) -> array[int]:
+        """What ``add_special_tokens`` puts before a text, such as BOS."""
+        ...
+
+    @property
+    def after(self) -> array[int]:
+        """What it puts behind a text."""
+        ...
+
+    def encode(self, text: str) -> Encoding:
+        """Return a text's own tokens. Marks of special tokens within it (``<|im_start|>``) become these tokens."""
+        ...
+
+
+class LocalTokenizer(Protocol):
+    """One model's tokenizer with its chat template."""
+
+    @property
+    def name(self) -> str:
+        """Which one: its directory, or its name on the hub."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """The hub's commit, or the beginning of a digest of its files."""
+        ...
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Tokens that the model takes, by its own account; None where it does not say."""
+        ...
+
+    @property
+    def text(self) -> TextTokenizer | None:
+        """How it tokenizes texts; None where prompts become tokens in one step (mistral_common)."""
+        ...
+
+    def render(self, chat: ChatPrompt) -> str:
+        """Return a chat as the text that its template makes of it. Only where ``text`` is there. Raises TokenizationError."""
+        ...
+
+    def tokenize(self, prompt: Prompt) -> array[int]:
+        """Return all tokens of a prompt as array('I'), before any truncation. Raises TokenizationError."""
+        ...

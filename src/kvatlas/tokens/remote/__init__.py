@@ -1,0 +1,1 @@
+"""Tokenizers elsewhere: an engine's render endpoint, a tokenization service."""

@@ -1,0 +1,1 @@
+"""Known text prefixes and their tokens."""
