@@ -208,8 +208,8 @@ class TokenSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
         Literal["exact", "stored", "within"],
         Meta(
             description=(
-                "Which tokens a request waits for. exact: all. stored: those of a known prefix; the rest is tokenized for later. "
-                "within: all within the budget, else those of a known prefix."
+                "Which tokens a request waits for. exact: all. stored: those of a known prefix; the rest is tokenized for "
+                "later. within: all within the budget, else those of a known prefix."
             )
         ),
     ] = "exact"

@@ -1,4 +1,4 @@
-"""What a tokenizer in this process can do. Implemented in ``local/``; ``stores/`` and ``incremental.py`` work with any of it."""
+"""What a tokenizer in this process can do: ``local/`` has them, ``stores/`` and ``incremental.py`` work with any of them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What is asked to be turned into tokens: a text, or a chat, with all that its tokens depend on. Fields are those of OpenAI's API
-and of vLLM's additions to it, under their names."""
+"""What is to become tokens: a text or a chat, with all that its tokens depend on. Names are those of OpenAI and vLLM."""
 
 from __future__ import annotations
 
