@@ -26,6 +26,35 @@ class Query(msgspec.Struct, frozen=True):
     """A scorer's name; None means the configured one."""
 
 
+class TokensFailure(msgspec.Struct, frozen=True):
+    """Why a prompt's tokens could not be told."""
+
+    reason: str
+    """One of kvatlas.errors.TokenizationReason."""
+    field: str
+    problem: str
+    remedy: str
+
+
+class TokensInfo(msgspec.Struct, frozen=True):
+    """Where the tokens of a prompt that came as text or chat are from, and how far they go."""
+
+    source: str
+    """local, store (the same, with a known prefix), renderer, service; none where there are no tokens."""
+    tokenizer: str | None
+    revision: str | None
+    exact: bool
+    """They are what the engine sees; false only where there are none."""
+    complete: bool
+    """False: the first tokens only, as those were known at once. Scores are lower bounds then."""
+    count: int
+    from_store: int
+    """How many a prefix store knew."""
+    failure: TokensFailure | None = None
+    estimated_count: int | None = None
+    """About how many there would be, from the text's length, where there are none. Nothing is scored by it."""
+
+
 class PodScore(msgspec.Struct, frozen=True):
     """What one pod holds of a prompt. Figures are those of its best rank: a prefix cannot be pieced together from two."""
 
@@ -59,6 +88,8 @@ class ScoreResult(msgspec.Struct, frozen=True):
     """Of those, how many at least one candidate holds."""
     coverage: float
     """cache_hits / blocks; 0 for a prompt without a whole block."""
+    tokens: TokensInfo | None = None
+    """Of a prompt that came as text or chat; None where its token ids were given."""
 
 
 class Holder(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from kvatlas.config import load_config
 from kvatlas.indexer import Indexer
 from kvatlas.serve.http import build_app
 from kvatlas.serve.service import Addresses
+from kvatlas.tokens.setup import make_tokenization
 from tests.integration.running import BLOCK, MODEL, PROMPT, client, filled, running
 
 QUERY = {"model": MODEL, "token_ids": PROMPT}
@@ -75,7 +76,7 @@ async def test_candidates_are_holders_only_and_can_be_limited(http: httpx.AsyncC
     answer = (await http.post("/v1/candidates", json={**QUERY, "limit": 1})).json()
     assert [pod["pod"] for pod in answer["pods"]] == ["pod-a"]
     other = (await http.post("/v1/candidates", json={**QUERY, "model": "another"})).json()
-    assert other == {"pods": []}
+    assert other == {"pods": [], "tokens": None}
 
 
 async def test_locality_answers_the_same_by_tokens_keys_and_url(http: httpx.AsyncClient) -> None:
@@ -361,7 +362,7 @@ async def test_metrics_can_be_opened_to_scrapers_without_a_token() -> None:
 
 def app_of(*overrides: str) -> tuple[FastAPI, Indexer]:
     indexer = Indexer(load_config(environ={}, overrides=("zmq.bind=false", *overrides)))
-    return build_app(indexer), indexer
+    return build_app(indexer, make_tokenization(indexer.config.tokens, indexer.metrics)), indexer
 
 
 async def test_before_its_sources_run_it_is_not_ready_and_says_why_to_those_who_may_ask() -> None:
@@ -381,7 +382,10 @@ async def test_the_openapi_document_is_complete_and_its_examples_are_accepted() 
     assert references <= set(schemas)
     assert document["security"] == [{"bearer": []}]
     paths: dict[str, dict[str, Any]] = document["paths"]
-    assert set(paths) == {"/v1/locality", "/v1/score", "/v1/candidates", "/v1/pods", "/healthz", "/readyz", "/metrics"}
+    assert set(paths) == {
+        *("/v1/locality", "/v1/score", "/v1/candidates", "/v1/pods", "/healthz", "/readyz", "/metrics"),
+        *("/score_completions", "/score_chat_completions"),
+    }
     header = {"authorization": "Bearer s3cret"}
     indexer.start()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=header) as http:

@@ -17,7 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from kvatlas.observe.scrape import IndexCollector
+from kvatlas.observe.scrape import IndexCollector, TokensCollector, TokensState
 from kvatlas.results import PodStatus
 from kvatlas.types import ApplyReport, IndexStats
 
@@ -28,6 +28,7 @@ HIT_RATIO_QUERIES = 1000
 SOURCES_MAX = 10_000
 
 _QUERY_BUCKETS_S = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1.0, 2.5)
+_TOKENS_BUCKETS_S = (100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _LAG_BUCKETS_S = (1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -46,6 +47,7 @@ class Metrics:
         self._registry.register(self._index)
         self._declare_write_path()
         self._declare_read_path()
+        self._declare_tokens()
         build = self._gauge("kvatlas_build_info", "Version of kvatlas; always 1.", ("version",))
         build.labels(importlib.metadata.version("kvatlas")).set(1)
         self._core = self._gauge("kv_cache_core_info", "Which core does the hot work; always 1.", ("core",))
@@ -84,6 +86,29 @@ class Metrics:
         self._grpc = self._counter("kv_cache_grpc_requests", "gRPC calls answered.", ("method", "code"))
         self._grpc_seconds = self._histogram(
             "kv_cache_grpc_request_seconds", "Time of a gRPC call.", ("method",), _QUERY_BUCKETS_S
+        )
+
+    def _declare_tokens(self) -> None:
+        self._tokens = TokensCollector()
+        self._registry.register(self._tokens)
+        self._tokenization = self._histogram(
+            "kv_cache_tokenization_seconds",
+            "Time to a prompt's tokens, by where they came from: local, store, renderer, service.",
+            ("source",),
+            _TOKENS_BUCKETS_S,
+        )
+        self._prompt_tokens = self._counter(
+            "kv_cache_prompt_tokens",
+            "Prompt tokens told, by how: tokenized, or stored (known from a prefix that was seen before).",
+            ("how",),
+        )
+        self._untokenized = self._counter(
+            "kv_cache_tokenization_failures", "Prompts whose tokens could not be told, by reason.", ("reason",)
+        )
+        self._unscored = self._counter(
+            "kv_cache_unscored_queries",
+            "Queries answered without scores, by why there were no tokens.",
+            ("reason",),
         )
 
     @property
@@ -154,6 +179,20 @@ class Metrics:
         if blocks > 0:
             self._hits.add(blocks, hit_blocks)
 
+    def tokenized(self, source: str, seconds: float, tokens: int, stored: int) -> None:
+        """Note a prompt's tokens: where they came from, how long it took, and how many of them a store knew."""
+        self._tokenization.labels(source).observe(seconds)
+        self._prompt_tokens.labels("stored").inc(stored)
+        self._prompt_tokens.labels("tokenized").inc(max(0, tokens - stored))
+
+    def tokenization_failed(self, reason: str) -> None:
+        """Count a prompt whose tokens could not be told."""
+        self._untokenized.labels(reason).inc()
+
+    def unscored(self, reason: str) -> None:
+        """Count a query that was answered without scores."""
+        self._unscored.labels(reason).inc()
+
     def http(self, route: str, method: str, status: int, seconds: float) -> None:
         """Note an HTTP request. ``route``: the route's template, never the path that was asked for."""
         self._http.labels(route, method if method in _HTTP_METHODS else OTHER, str(status)).inc()
@@ -173,6 +212,10 @@ class Metrics:
     def observe_index(self, stats: Callable[[], IndexStats], pods: Callable[[], Sequence[PodStatus]]) -> None:
         """Show an index's sizes and its streams' states; both are called at every scrape. The last call counts."""
         self._index.watch(stats, pods)
+
+    def observe_tokens(self, state: Callable[[], TokensState]) -> None:
+        """Show what tokenization holds and waits for; called at every scrape."""
+        self._tokens.watch(state)
 
     def observe_queries(self, in_progress: Callable[[], int]) -> None:
         """Show how many requests are in progress; called at every scrape."""

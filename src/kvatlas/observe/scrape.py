@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import msgspec
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -85,3 +86,57 @@ def _orphans(stream: PodStatus) -> int:
 
 def _queued(stream: PodStatus) -> int:
     return stream.queue_depth
+
+
+class TokensState(msgspec.Struct, frozen=True):
+    """What tokenization holds and waits for."""
+
+    in_flight: int
+    """Prompts that are tokenized or wait for it."""
+    shared: int
+    """Prompts that equal work in flight served, so far."""
+    tokenizers: int
+    """Loaded ones."""
+    store_bytes: int
+    store_entries: int
+    store_evicted: int
+    """So far."""
+    store_mismatches: int
+    """Texts tokenized in full because the stored tokens did not fit, so far."""
+    store_audit_failures: int
+    """Times that a check of the store found a wrong token; it is off then."""
+    circuits: Mapping[str, str]
+    """By remote tokenizer: closed, open, half-open."""
+
+
+class TokensCollector(Collector):
+    """State of tokenization. Nothing before :meth:`watch`."""
+
+    def __init__(self) -> None:
+        self._state: Callable[[], TokensState] | None = None
+
+    def watch(self, state: Callable[[], TokensState]) -> None:
+        self._state = state
+
+    def collect(self) -> Iterable[Metric]:
+        if self._state is None:
+            return
+        now = self._state()
+        yield GaugeMetricFamily("kv_cache_tokenizations_in_flight", "Prompts tokenized now or waiting.", now.in_flight)
+        yield CounterMetricFamily("kv_cache_tokenizations_shared", "Prompts that equal work in flight served.", now.shared)
+        yield GaugeMetricFamily("kv_cache_tokenizers_loaded", "Tokenizers in memory.", now.tokenizers)
+        yield GaugeMetricFamily("kv_cache_prefix_store_bytes", "Estimated memory of known text prefixes.", now.store_bytes)
+        yield GaugeMetricFamily("kv_cache_prefix_store_entries", "Pieces of text whose tokens are known.", now.store_entries)
+        yield CounterMetricFamily("kv_cache_prefix_store_evictions", "Pieces given up for room.", now.store_evicted)
+        yield CounterMetricFamily(
+            "kv_cache_prefix_store_mismatches", "Texts tokenized in full as stored tokens did not fit.", now.store_mismatches
+        )
+        yield CounterMetricFamily(
+            "kv_cache_prefix_store_audit_failures", "Checks that found a wrong stored token.", now.store_audit_failures
+        )
+        circuits = GaugeMetricFamily(
+            "kv_cache_remote_tokenizer_up", "1: asked as usual; 0: left alone after failures.", labels=("endpoint",)
+        )
+        for endpoint, circuit in now.circuits.items():
+            circuits.add_metric((endpoint,), float(circuit == "closed"))
+        yield circuits

@@ -9,9 +9,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from kvatlas.errors import KvatlasError, RequestError, TokensError
+from kvatlas.errors import KvatlasError, RequestError, TokenizationError, TokenizationReason, TokensError
 from kvatlas.serve.gate import OverloadedError
-from kvatlas.serve.queries import TextError
 from kvatlas.serve.schema import ErrorAnswer, ErrorDetail, MalformedError
 
 JSON = "application/json"
@@ -27,14 +26,33 @@ class TooLargeError(RequestError):
 _STATUS_BY_ERROR: tuple[tuple[type[RequestError], int], ...] = (
     (MalformedError, 400),
     (TooLargeError, 413),
-    (TextError, 501),
 )
+
+_NOT_HERE = frozenset(
+    {
+        TokenizationReason.NO_BACKEND,
+        TokenizationReason.NOT_INSTALLED,
+        TokenizationReason.UNSUPPORTED,
+        TokenizationReason.BROKEN_TOKENIZER,
+    }
+)
+"""Reasons that lie in how the service is set up: 501."""
 
 
 def error_response(status: int, field: str, problem: str, remedy: str, headers: dict[str, str] | None = None) -> Response:
     """Return a failure as an answer."""
-    body = msgspec.json.encode(ErrorAnswer(ErrorDetail(field, problem, remedy)))
-    return Response(body, status, headers, JSON)
+    return _response(status, ErrorDetail(field, problem, remedy), headers)
+
+
+def _response(status: int, detail: ErrorDetail, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(ErrorAnswer(detail)), status, headers, JSON)
+
+
+def _untokenized(error: TokenizationError) -> Response:
+    detail = ErrorDetail(error.field, error.problem, error.remedy, error.reason.value)
+    if error.reason.transient:
+        return _response(503, detail, {"Retry-After": "1"})
+    return _response(501 if error.reason in _NOT_HERE else 422, detail)
 
 
 def fault_response(error: KvatlasError) -> Response:
@@ -45,6 +63,8 @@ def fault_response(error: KvatlasError) -> Response:
     if isinstance(error, TokensError):
         field = "token_ids" if error.position is None else f"token_ids[{error.position}]"
         return error_response(422, field, error.problem, "send integers from 0 to 4294967295")
+    if isinstance(error, TokenizationError):
+        return _untokenized(error)
     if isinstance(error, RequestError):
         status = next((status for kind, status in _STATUS_BY_ERROR if isinstance(error, kind)), 422)
         # Where the rest of a body is not read, its connection cannot be used again.

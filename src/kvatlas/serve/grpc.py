@@ -18,8 +18,10 @@ from kvatlas.proto.kvatlas.v1 import kvatlas_pb2_grpc
 from kvatlas.serve.gate import Gate
 from kvatlas.serve.grpc_calls import Calls
 from kvatlas.serve.grpc_services import KvAtlas, LlmdIndexer
+from kvatlas.serve.prompts import Prompts
 from kvatlas.serve.queries import ServedIndex
 from kvatlas.serve.token import TokenCheck
+from kvatlas.tokens.tokenization import Tokenization
 
 SERVICES = ("indexer.v1.IndexerService", "kvatlas.v1.KvAtlas")
 _HEALTH = "grpc.health.v1.Health"
@@ -32,8 +34,9 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class GrpcServer:
     """Both services on one port. Must be made in the event loop that it runs in."""
 
-    def __init__(self, indexer: ServedIndex, gate: Gate | None = None) -> None:
+    def __init__(self, indexer: ServedIndex, tokenization: Tokenization, gate: Gate | None = None) -> None:
         self._api = indexer.config.api
+        prompts = Prompts(self._api, indexer.config.tokens, tokenization, indexer.metrics)
         calls = Calls(self._api, indexer.metrics, gate or Gate(self._api.concurrency_max))
         self._server = grpc.aio.server(
             interceptors=[_TokenInterceptor(TokenCheck(self._api.token), indexer.metrics)],
@@ -45,8 +48,8 @@ class GrpcServer:
             ],
             maximum_concurrent_rpcs=self._api.connections_max,
         )
-        self._atlas = KvAtlas(indexer, calls)
-        indexer_pb2_grpc.add_IndexerServiceServicer_to_server(LlmdIndexer(indexer, calls), self._server)
+        self._atlas = KvAtlas(indexer, prompts, calls)
+        indexer_pb2_grpc.add_IndexerServiceServicer_to_server(LlmdIndexer(indexer, prompts, calls), self._server)
         kvatlas_pb2_grpc.add_KvAtlasServicer_to_server(self._atlas, self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

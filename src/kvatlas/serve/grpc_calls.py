@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -12,11 +12,10 @@ import grpc
 from grpc.aio import ServicerContext
 
 from kvatlas.config import ApiSettings
-from kvatlas.errors import KvatlasError, RequestError, TokensError
+from kvatlas.errors import KvatlasError, RequestError, TokenizationError, TokenizationReason, TokensError
 from kvatlas.observe.logs import get_logger
 from kvatlas.observe.metrics import Metrics
-from kvatlas.serve.gate import Gate, OverloadedError
-from kvatlas.serve.queries import TextError
+from kvatlas.serve.gate import Gate, OverloadedError, Slot
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -24,12 +23,24 @@ A = TypeVar("A")
 _log = get_logger(__name__)
 
 _CODE_BY_ERROR: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
-    (TextError, grpc.StatusCode.UNIMPLEMENTED),
     (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
     (TokensError, grpc.StatusCode.INVALID_ARGUMENT),
     (OverloadedError, grpc.StatusCode.UNAVAILABLE),
     (TimeoutError, grpc.StatusCode.DEADLINE_EXCEEDED),
 )
+
+_CODE_BY_REASON = {
+    TokenizationReason.NO_BACKEND: grpc.StatusCode.UNIMPLEMENTED,
+    TokenizationReason.NOT_INSTALLED: grpc.StatusCode.UNIMPLEMENTED,
+    TokenizationReason.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
+    TokenizationReason.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
+    TokenizationReason.BROKEN_TOKENIZER: grpc.StatusCode.FAILED_PRECONDITION,
+    TokenizationReason.TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
+    TokenizationReason.BUSY: grpc.StatusCode.UNAVAILABLE,
+    TokenizationReason.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    TokenizationReason.CIRCUIT_OPEN: grpc.StatusCode.UNAVAILABLE,
+}
+"""The others are the caller's fault: INVALID_ARGUMENT."""
 
 
 class Calls:
@@ -41,12 +52,16 @@ class Calls:
         self._gate = gate
 
     async def answer(self, name: str, context: ServicerContext[Q, A], work: Callable[[], A]) -> A:
-        """Run ``work`` within the gate and return its result; abort the call where it fails."""
+        """Run ``work`` in a thread within the gate and return its result; abort the call where it fails."""
+        return await self.steps(name, context, lambda slot: slot.run(work))
+
+    async def steps(self, name: str, context: ServicerContext[Q, A], work: Callable[[Slot], Awaitable[A]]) -> A:
+        """Let ``work`` use a slot of the gate as often as it likes, and return its result; abort the call where it fails."""
         with self.measured(name) as outcome:
             try:
                 with self._gate.admit() as slot:
                     async with asyncio.timeout(self._timeout_s):
-                        return await slot.run(work)
+                        return await work(slot)
             except (KvatlasError, TimeoutError) as error:
                 code, text = status_of(error, self._timeout_s)
                 outcome.code = code
@@ -86,6 +101,8 @@ def status_of(error: BaseException, timeout_s: float) -> tuple[grpc.StatusCode, 
             grpc.StatusCode.DEADLINE_EXCEEDED,
             f"service: no answer within api.requestTimeout ({timeout_s:g} s); ask for less",
         )
+    if isinstance(error, TokenizationError):
+        return _CODE_BY_REASON.get(error.reason, grpc.StatusCode.INVALID_ARGUMENT), str(error)
     for kind, code in _CODE_BY_ERROR:
         if isinstance(error, kind):
             return code, str(error)

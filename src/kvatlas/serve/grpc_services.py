@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from grpc.aio import ServicerContext
 
 from kvatlas.errors import ConfigError, RequestError
@@ -15,16 +16,20 @@ from kvatlas.proto.indexer.v1 import indexer_pb2, indexer_pb2_grpc
 from kvatlas.proto.kvatlas.v1 import kvatlas_pb2, kvatlas_pb2_grpc
 from kvatlas.serve.grpc_calls import Calls
 from kvatlas.serve.grpc_messages import (
+    asked_of,
+    asked_of_llmd,
     block_message,
     frame_of,
     pod_message,
-    query_of,
-    query_of_llmd,
     score_message,
     stream_message,
+    tokens_message,
 )
+from kvatlas.serve.prompts import NO_PROMPT, Prompts, Question, ToldPrompt
 from kvatlas.serve.queries import ServedIndex, checked_keys
-from kvatlas.types import PodId
+from kvatlas.types import BlockKey, PodId
+
+A = TypeVar("A")
 
 REJECTIONS_MAX = 16
 _RETRY_WAITS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -33,26 +38,33 @@ _RETRY_WAITS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 class LlmdIndexer(indexer_pb2_grpc.IndexerServiceServicer):
     """indexer.v1.IndexerService."""
 
-    def __init__(self, indexer: ServedIndex, calls: Calls) -> None:
+    def __init__(self, indexer: ServedIndex, prompts: Prompts, calls: Calls) -> None:
         self._indexer = indexer
+        self._prompts = prompts
         self._calls = calls
 
     async def GetPodScores(  # noqa: N802  # the contract's name
         self, request: indexer_pb2.GetPodScoresRequest, context: ServicerContext[Any, Any]
     ) -> indexer_pb2.GetPodScoresResponse:
-        def work() -> indexer_pb2.GetPodScoresResponse:
-            found = self._indexer.candidates(query_of_llmd(self._indexer.config.api, request))
+        def read() -> Question[indexer_pb2.GetPodScoresResponse]:
+            asked = asked_of_llmd(self._indexer.config.api, request, text=self._prompts.can_tokenize)
+            return Question(asked, answer)
+
+        def answer(told: ToldPrompt) -> indexer_pb2.GetPodScoresResponse:
+            found = self._indexer.candidates(told.query)
             scores = (indexer_pb2.PodScore(pod=pod.pod, score=pod.score) for pod in found)
             return indexer_pb2.GetPodScoresResponse(scores=scores)
 
-        return await self._calls.answer("indexer.v1.IndexerService/GetPodScores", context, work)
+        name = "indexer.v1.IndexerService/GetPodScores"
+        return await self._calls.steps(name, context, lambda slot: self._prompts.answer(slot, read))
 
 
 class KvAtlas(kvatlas_pb2_grpc.KvAtlasServicer):
     """kvatlas.v1.KvAtlas. Publishing has threads of its own: it waits for the write path, queries must not."""
 
-    def __init__(self, indexer: ServedIndex, calls: Calls) -> None:
+    def __init__(self, indexer: ServedIndex, prompts: Prompts, calls: Calls) -> None:
         self._indexer = indexer
+        self._prompts = prompts
         self._calls = calls
         self._limits = indexer.config.api
         self._publishing = ThreadPoolExecutor(4, thread_name_prefix="kvatlas-publish")
@@ -64,27 +76,34 @@ class KvAtlas(kvatlas_pb2_grpc.KvAtlasServicer):
     async def Locality(  # noqa: N802
         self, request: kvatlas_pb2.LocalityRequest, context: ServicerContext[Any, Any]
     ) -> kvatlas_pb2.LocalityResponse:
-        return await self._calls.answer("kvatlas.v1.KvAtlas/Locality", context, partial(self._locate, request))
+        return await self._ask("Locality", context, lambda: self._locate(request))
 
     async def Score(  # noqa: N802
         self, request: kvatlas_pb2.ScoreRequest, context: ServicerContext[Any, Any]
     ) -> kvatlas_pb2.ScoreResponse:
-        def work() -> kvatlas_pb2.ScoreResponse:
-            return score_message(self._indexer.score(query_of(self._limits, request.prompt)))
+        def answer(told: ToldPrompt) -> kvatlas_pb2.ScoreResponse:
+            return score_message(msgspec.structs.replace(self._indexer.score(told.query), tokens=told.tokens))
 
-        return await self._calls.answer("kvatlas.v1.KvAtlas/Score", context, work)
+        return await self._ask("Score", context, lambda: Question(asked_of(self._limits, request.prompt), answer))
 
     async def Candidates(  # noqa: N802
         self, request: kvatlas_pb2.CandidatesRequest, context: ServicerContext[Any, Any]
     ) -> kvatlas_pb2.CandidatesResponse:
-        def work() -> kvatlas_pb2.CandidatesResponse:
-            limit = request.limit if request.HasField("limit") else None
+        limit = request.limit if request.HasField("limit") else None
+
+        def read() -> Question[kvatlas_pb2.CandidatesResponse]:
             if limit == 0:
                 raise RequestError("limit", "is 0", "ask for at least 1, or leave it out for all")
-            found = self._indexer.candidates(query_of(self._limits, request.prompt), limit)
-            return kvatlas_pb2.CandidatesResponse(pods=map(pod_message, found))
+            return Question(asked_of(self._limits, request.prompt), answer)
 
-        return await self._calls.answer("kvatlas.v1.KvAtlas/Candidates", context, work)
+        def answer(told: ToldPrompt) -> kvatlas_pb2.CandidatesResponse:
+            found = self._indexer.candidates(told.query, limit)
+            return kvatlas_pb2.CandidatesResponse(pods=map(pod_message, found), tokens=tokens_message(told.tokens))
+
+        return await self._ask("Candidates", context, read)
+
+    async def _ask(self, method: str, context: ServicerContext[Any, Any], read: Callable[[], Question[A]]) -> A:
+        return await self._calls.steps(f"kvatlas.v1.KvAtlas/{method}", context, lambda slot: self._prompts.answer(slot, read))
 
     async def Pods(  # noqa: N802
         self, request: kvatlas_pb2.PodsRequest, context: ServicerContext[Any, Any]
@@ -135,19 +154,25 @@ class KvAtlas(kvatlas_pb2_grpc.KvAtlasServicer):
                 return
         await loop.run_in_executor(self._publishing, take)
 
-    def _locate(self, request: kvatlas_pb2.LocalityRequest) -> kvatlas_pb2.LocalityResponse:
+    def _locate(self, request: kvatlas_pb2.LocalityRequest) -> Question[kvatlas_pb2.LocalityResponse]:
         if request.keys and request.HasField("prompt"):
             raise RequestError("keys", "a prompt is given too", "send one of the two")
         if request.HasField("prompt"):
-            keys = self._indexer.block_keys(query_of(self._limits, request.prompt))
-        elif request.keys:
-            keys = checked_keys(self._limits, request.keys)
-        else:
+            asked = asked_of(self._limits, request.prompt)
+            return Question(asked, lambda told: self._located(request, self._indexer.block_keys(told.query), told))
+        if not request.keys:
             raise RequestError("keys", "is missing", "send block keys or a prompt")
+        keys = checked_keys(self._limits, request.keys)
+        return Question(NO_PROMPT, lambda told: self._located(request, keys, told))
+
+    def _located(
+        self, request: kvatlas_pb2.LocalityRequest, keys: list[BlockKey], told: ToldPrompt
+    ) -> kvatlas_pb2.LocalityResponse:
         pods = frozenset(map(PodId, [*request.pods, *request.prompt.pods])) or None
         return kvatlas_pb2.LocalityResponse(
             blocks=map(block_message, self._indexer.locality(keys, pods)),
             block_size_tokens=self._indexer.config.keys.block_size,
+            tokens=tokens_message(told.tokens),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -18,30 +18,43 @@ from kvatlas.serve.edge import CLIENT_GONE, Edge
 from kvatlas.serve.faults import JSON, TooLargeError, add_fault_handlers
 from kvatlas.serve.gate import Gate
 from kvatlas.serve.openapi import OPERATIONS, install_components
+from kvatlas.serve.prompts import (
+    NO_PROMPT,
+    Prompts,
+    Question,
+    ToldPrompt,
+    asked_chat_completion,
+    asked_completion,
+    asked_prompt,
+    has_prompt,
+)
 from kvatlas.serve.queries import ServedIndex, checked_keys, key_text
 from kvatlas.serve.schema import (
     BlockAnswer,
     CandidatesAnswer,
     CandidatesBody,
     HealthAnswer,
+    LlmdChatBody,
+    LlmdCompletionBody,
     LocalityAnswer,
     LocalityBody,
     PodsAnswer,
     ScoreBody,
-    prompt_query,
     read_body,
 )
-from kvatlas.types import PodId
+from kvatlas.tokens.tokenization import Tokenization
+from kvatlas.types import BlockKey, PodId
 
-B = TypeVar("B", bound=msgspec.Struct)
+Answer: TypeAlias = msgspec.Struct | dict[PodId, float]
 
 _OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")
 
 
-def build_app(indexer: ServedIndex, gate: Gate | None = None) -> FastAPI:
+def build_app(indexer: ServedIndex, tokenization: Tokenization, gate: Gate | None = None) -> FastAPI:
     """Return the API over an index. ``gate``: shared with gRPC where that is served too. Does no IO."""
     api = indexer.config.api
-    routes = _Routes(indexer, gate or Gate(api.concurrency_max))
+    prompts = Prompts(api, indexer.config.tokens, tokenization, indexer.metrics)
+    routes = _Routes(indexer, prompts, gate or Gate(api.concurrency_max))
     app = FastAPI(
         title="kvatlas",
         version=importlib.metadata.version("kvatlas"),
@@ -55,6 +68,8 @@ def build_app(indexer: ServedIndex, gate: Gate | None = None) -> FastAPI:
         ("POST", "/v1/score", routes.score),
         ("POST", "/v1/candidates", routes.candidates),
         ("GET", "/v1/pods", routes.pods),
+        ("POST", "/score_completions", routes.score_completions),
+        ("POST", "/score_chat_completions", routes.score_chat_completions),
         ("GET", "/healthz", routes.health),
         ("GET", "/readyz", routes.ready),
         ("GET", "/metrics", routes.metrics),
@@ -79,8 +94,9 @@ def build_app(indexer: ServedIndex, gate: Gate | None = None) -> FastAPI:
 class _Routes:
     """One method a route. Docstrings are shown in the API's documentation."""
 
-    def __init__(self, indexer: ServedIndex, gate: Gate) -> None:
+    def __init__(self, indexer: ServedIndex, prompts: Prompts, gate: Gate) -> None:
         self._indexer = indexer
+        self._prompts = prompts
         self._limits = indexer.config.api
         self._gate = gate
         self._scrape = asyncio.Lock()
@@ -101,8 +117,16 @@ class _Routes:
         """Say where blocks lie. For more keys or tokens than fit into a URL, use POST."""
         with self._gate.admit() as slot:
             body = _locality_from_url(request)
-            answer = await slot.run(lambda: msgspec.json.encode(self._locate(body)))
+            answer = await self._prompts.answer(slot, lambda: _encoded(self._locate(body)))
         return Response(answer, media_type=JSON)
+
+    async def score_completions(self, request: Request) -> Response:
+        """Score pods for a completion request. As in llm-d's example: the answer is an object of pod to score."""
+        return await self._query(request, self._score_completion)
+
+    async def score_chat_completions(self, request: Request) -> Response:
+        """Score pods for a chat completion request. As in llm-d's example: the answer is an object of pod to score."""
+        return await self._query(request, self._score_chat_completion)
 
     async def pods(self, request: Request) -> Response:
         """Show every event stream: is it fresh, how much does it hold, how far behind is it."""
@@ -129,37 +153,62 @@ class _Routes:
             text = await asyncio.to_thread(self._indexer.metrics.render)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    async def _query(self, request: Request, answer: Callable[[bytes], msgspec.Struct]) -> Response:
-        """Read the body within bounds, then decode it, ask the index and encode in a thread."""
+    async def _query(self, request: Request, read: Callable[[bytes], Question[Answer]]) -> Response:
+        """Read the body within bounds; decode it, ask the index and encode in a thread."""
         _known_parameters(request, frozenset())
         with self._gate.admit() as slot:
             try:
                 body = await _read(request, self._limits.body_bytes_max)
             except ClientDisconnect:
                 return Response(status_code=CLIENT_GONE)
-            encoded = await slot.run(lambda: msgspec.json.encode(answer(body)))
+            encoded = await self._prompts.answer(slot, lambda: _encoded(read(body)))
         return Response(encoded, media_type=JSON)
 
-    def _score(self, body: bytes) -> msgspec.Struct:
-        return self._indexer.score(prompt_query(self._limits, read_body(body, ScoreBody)))
+    def _score(self, body: bytes) -> Question[Answer]:
+        def answer(told: ToldPrompt) -> Answer:
+            return msgspec.structs.replace(self._indexer.score(told.query), tokens=told.tokens)
 
-    def _candidates(self, body: bytes) -> msgspec.Struct:
+        return Question(asked_prompt(self._limits, read_body(body, ScoreBody)), answer)
+
+    def _candidates(self, body: bytes) -> Question[Answer]:
         asked = read_body(body, CandidatesBody)
-        return CandidatesAnswer(self._indexer.candidates(prompt_query(self._limits, asked), asked.limit))
 
-    def _locate(self, asked: LocalityBody) -> LocalityAnswer:
-        if asked.keys is not None:
-            if asked.token_ids is not None or asked.text is not None:
-                raise RequestError("keys", "a prompt is given too", "send one of the two")
-            keys = checked_keys(self._limits, asked.keys)
-        elif asked.token_ids is None and asked.text is None:
-            raise RequestError("keys", "is missing", "send block keys, or token_ids and model")
-        else:
-            keys = self._indexer.block_keys(prompt_query(self._limits, asked))
+        def answer(told: ToldPrompt) -> Answer:
+            return CandidatesAnswer(self._indexer.candidates(told.query, asked.limit), told.tokens)
+
+        return Question(asked_prompt(self._limits, asked), answer)
+
+    def _score_completion(self, body: bytes) -> Question[Answer]:
+        return Question(asked_completion(self._limits, read_body(body, LlmdCompletionBody)), self._scores_by_pod)
+
+    def _score_chat_completion(self, body: bytes) -> Question[Answer]:
+        return Question(asked_chat_completion(self._limits, read_body(body, LlmdChatBody)), self._scores_by_pod)
+
+    def _scores_by_pod(self, told: ToldPrompt) -> Answer:
+        return {pod.pod: pod.score for pod in self._indexer.candidates(told.query)}
+
+    def _locate(self, asked: LocalityBody) -> Question[Answer]:
+        if asked.keys is None:
+            if not has_prompt(asked):
+                raise RequestError("keys", "is missing", "send block keys, or a prompt and model")
+            return Question(asked_prompt(self._limits, asked), lambda told: self._located(asked, self._keys_of(told), told))
+        if has_prompt(asked):
+            raise RequestError("keys", "a prompt is given too", "send one of the two")
+        keys = checked_keys(self._limits, asked.keys)
+        return Question(NO_PROMPT, lambda told: self._located(asked, keys, told))
+
+    def _keys_of(self, told: ToldPrompt) -> list[BlockKey]:
+        return self._indexer.block_keys(told.query)
+
+    def _located(self, asked: LocalityBody, keys: list[BlockKey], told: ToldPrompt) -> LocalityAnswer:
         pods = None if asked.pods is None else frozenset(map(PodId, asked.pods))
         found = self._indexer.locality(keys, pods)
         blocks = tuple(BlockAnswer(key_text(block.key), block.holders) for block in found)
-        return LocalityAnswer(blocks, self._indexer.config.keys.block_size)
+        return LocalityAnswer(blocks, self._indexer.config.keys.block_size, told.tokens)
+
+
+def _encoded(question: Question[Answer]) -> Question[bytes]:
+    return Question(question.asked, lambda told: msgspec.json.encode(question.answer(told)))
 
 
 async def _read(request: Request, limit_bytes: int) -> bytes:

@@ -18,6 +18,8 @@ from kvatlas.serve.schema import (
     CandidatesBody,
     ErrorAnswer,
     HealthAnswer,
+    LlmdChatBody,
+    LlmdCompletionBody,
     LocalityAnswer,
     LocalityBody,
     PodsAnswer,
@@ -28,6 +30,8 @@ _BODIES = (
     ScoreBody,
     CandidatesBody,
     LocalityBody,
+    LlmdCompletionBody,
+    LlmdChatBody,
     ScoreResult,
     CandidatesAnswer,
     LocalityAnswer,
@@ -38,6 +42,27 @@ _BODIES = (
 _REF = "#/components/schemas/{name}"
 
 _PROMPT = {"model": "meta-llama/Llama-3.1-8B-Instruct", "token_ids": [128000, *range(9906, 9965)]}
+_CHAT = {
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "chat": {
+        "messages": [
+            {"role": "system", "content": "You are a booking agent."},
+            {"role": "user", "content": "I want to change my flight."},
+        ]
+    },
+}
+_COMPLETION = {"model": "meta-llama/Llama-3.1-8B-Instruct", "prompt": "Once upon a time"}
+_TOKENS = {
+    "source": "store",
+    "tokenizer": "meta-llama/Llama-3.1-8B-Instruct",
+    "revision": "0e9e39f249a16976918f6564b8830bc894c89659",
+    "exact": True,
+    "complete": True,
+    "count": 60,
+    "from_store": 48,
+    "failure": None,
+    "estimated_count": None,
+}
 _POD = {
     "pod": "10.0.0.7:8000",
     "model": "meta-llama/Llama-3.1-8B-Instruct",
@@ -107,13 +132,13 @@ _FAULTS = {
         "see /docs for the request's form",
     ),
     "501": (
-        "The prompt was sent as text, which this version cannot tokenize.",
+        "Text or a chat was sent, and this service cannot tokenize it.",
         "text",
-        "text cannot be tokenized in this version",
-        "tokenize it as the engine does and send token_ids",
+        "no tokenizer is configured",
+        "name tokenizers (tokens.directories, tokens.models), a renderer (tokens.renderer) or a service (tokens.service)",
     ),
     "503": (
-        "Too many queries are in progress, or the service is stopping; see Retry-After.",
+        "Too many queries are in progress, the service is stopping, or tokens cannot be had now; see Retry-After.",
         "service",
         "256 queries are in progress (api.concurrencyMax)",
         "retry after 1 s",
@@ -151,6 +176,21 @@ def _query(body: type[msgspec.Struct], asked: Any, answer: type[msgspec.Struct],
     }
 
 
+def _llmd_query(body: type[msgspec.Struct], asked: Any) -> dict[str, Any]:
+    text = "Scores by pod; pods that hold nothing are left out."
+    faults = {status: _fault(status) for status in _FAULTS}
+    schema = {"type": "object", "additionalProperties": {"type": "number"}}
+    scores = {"application/json": {"schema": schema, "example": {"10.0.0.7:8000": 2.8}}}
+    return {
+        "tags": ["llm-d"],
+        "requestBody": {"required": True, "content": _content(body, asked)},
+        "responses": {
+            "200": {"description": text, "content": scores},
+            **faults,
+        },
+    }
+
+
 def _parameter(name: str, text: str, example: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "description": text, "schema": {"type": "string"}, "example": example}
 
@@ -158,8 +198,8 @@ def _parameter(name: str, text: str, example: str) -> dict[str, Any]:
 _LOCALITY_PARAMETERS = [
     _parameter("keys", "Block keys with commas between them; or else token_ids and model.", "0x1f3a5c7e9b2d4f60"),
     _parameter("token_ids", "The prompt's token ids with commas between them.", "128000,9906,1917"),
-    _parameter("text", "The prompt as text: not supported in this version, send token_ids.", "Hello"),
-    _parameter("model", "The served model's name; needed with token_ids.", "meta-llama/Llama-3.1-8B-Instruct"),
+    _parameter("text", "The prompt as text.", "Hello"),
+    _parameter("model", "The served model's name; needed with a prompt.", "meta-llama/Llama-3.1-8B-Instruct"),
     _parameter("lora_name", "The LoRA adapter's name.", "sql-adapter"),
     _parameter("cache_salt", "The request's cache_salt.", "tenant-7"),
     _parameter("pods", "Only these pods, with commas between them.", "10.0.0.7:8000"),
@@ -168,7 +208,7 @@ _LOCALITY_PARAMETERS = [
 OPERATIONS: dict[str, dict[str, Any]] = {
     "score": _query(
         ScoreBody,
-        _PROMPT,
+        _CHAT,
         ScoreResult,
         {
             "pods": [_POD],
@@ -177,8 +217,11 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             "blocks": 3,
             "cache_hits": 3,
             "coverage": 1.0,
+            "tokens": _TOKENS,
         },
     ),
+    "score_completions": _llmd_query(LlmdCompletionBody, _COMPLETION),
+    "score_chat_completions": _llmd_query(LlmdChatBody, {"model": _CHAT["model"], **_CHAT["chat"]}),  # type: ignore[dict-item]
     "candidates": _query(CandidatesBody, {**_PROMPT, "limit": 3}, CandidatesAnswer, {"pods": [_POD]}),
     "locality": _query(LocalityBody, {"keys": ["0x1f3a5c7e9b2d4f60", "2250073426843488096"]}, LocalityAnswer, _LOCATED),
     "locality_by_url": {

@@ -32,13 +32,6 @@ class ServedIndex(Protocol):
     def publish(self, frame: Frame, *, decoder: str = "vllm", pod: PodId | None = None, model: str | None = None) -> None: ...
 
 
-class TextError(RequestError):
-    """A prompt came as text; this version has no tokenizer. Guessing tokens would give wrong answers silently."""
-
-    def __init__(self, field: str, remedy: str) -> None:
-        super().__init__(field, "text cannot be tokenized in this version", remedy)
-
-
 def make_query(
     limits: ApiSettings,
     *,

@@ -6,17 +6,14 @@ Results that need no change in JSON are those of :mod:`kvatlas.results`.
 from __future__ import annotations
 
 import re
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from kvatlas.config import ApiSettings
 from kvatlas.errors import RequestError
 from kvatlas.keys.tokens import TOKEN_ID_MAX
-from kvatlas.results import Holder, PodScore, PodStatus, Query
-from kvatlas.serve.queries import TextError, make_query
-from kvatlas.types import MultimodalItem
+from kvatlas.results import Holder, PodScore, PodStatus, TokensInfo
 
 B = TypeVar("B", bound=msgspec.Struct)
 
@@ -25,8 +22,15 @@ KeyForm = Annotated[
     int | str,
     Meta(description='A block key: "0x" and hexadecimal digits, decimal digits in a string, or an integer below 2^64.'),
 ]
-_Text = Annotated[str | None, Meta(description="The prompt as text: not supported in this version, send token_ids.")]
+_Text = Annotated[str | None, Meta(description="The prompt as text, as in a completion request.")]
 _Tokens = Annotated[list[TokenId] | None, Meta(description="The prompt's token ids, as the engine would see them.")]
+_Truncate = Annotated[
+    Annotated[int, Meta(ge=-1)] | None, Meta(description="How many prompt tokens to keep; -1: as many as the model takes.")
+]
+_Side = Annotated[
+    Literal["left", "right"] | None, Meta(description="Where a prompt is cut off; by default as the engine does.")
+]
+_Salt = Annotated[str | None, Meta(description="The request's cache_salt.")]
 _Pods = Annotated[list[str] | None, Meta(description="Only these pods; by default all.")]
 
 
@@ -39,17 +43,74 @@ class MultimodalBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     hash: Annotated[str, Meta(description="Its content hash, as the engine computes it.", min_length=1)]
     offset_tokens: Annotated[int, Meta(description="Position of its first placeholder token.", ge=0)]
+    length_tokens: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="Its placeholder tokens; needed where keys.mode is not kvatlas.")
+    ] = None
+
+
+class CompletionBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A completion request as engines take it. Fields that do not change its tokens are passed over."""
+
+    prompt: Annotated[str | list[TokenId], Meta(description="Text, or token ids.")]
+    add_special_tokens: Annotated[bool, Meta(description="Add what the tokenizer puts around a text, such as BOS.")] = True
+    max_tokens: Annotated[int, Meta(ge=0, description="Tokens to generate: truncation leaves room for one.")] | None = 16
+    truncate_prompt_tokens: _Truncate = None
+    truncation_side: _Side = None
+    cache_salt: _Salt = None
+
+
+class ChatBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A chat completion request as engines take it. Fields that do not change its tokens are passed over."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template: Annotated[
+        str | None, Meta(description="A template instead of the model's own; needs tokens.trustRequestTemplate.")
+    ] = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    reasoning_effort: str | None = None
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=0)] | None = None
+    truncate_prompt_tokens: _Truncate = None
+    truncation_side: _Side = None
+    cache_salt: _Salt = None
+
+
+class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to come by the tokens of a text or chat."""
+
+    policy: Annotated[
+        Literal["exact", "stored", "within"] | None, Meta(description="Which tokens to wait for; by default tokens.policy.")
+    ] = None
+    budget_ms: Annotated[
+        Annotated[float, Meta(gt=0, le=60_000)] | None,
+        Meta(description="How long the policy within waits; by default tokens.budget."),
+    ] = None
+    on_failure: Annotated[
+        Literal["error", "unscored"],
+        Meta(description="Where there are no tokens: an error, or all pods of the model without a score, and why."),
+    ] = "error"
 
 
 class PromptBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A prompt, and for which pods."""
+    """A prompt (token_ids, text, completion or chat: one of them), and for which pods."""
 
     model: Annotated[str, Meta(description="The served model's name.", min_length=1)]
     token_ids: _Tokens = None
     text: _Text = None
+    completion: Annotated[
+        CompletionBody | None, Meta(description="A completion request: prompt, truncate_prompt_tokens...")
+    ] = None
+    chat: Annotated[ChatBody | None, Meta(description="A chat completion request.")] = None
+    tokenize: TokenizeBody = TokenizeBody()
     lora_name: Annotated[str | None, Meta(description="The LoRA adapter's name.")] = None
-    cache_salt: Annotated[str | None, Meta(description="The request's cache_salt.")] = None
-    multimodal: list[MultimodalBody] = []
+    cache_salt: _Salt = None
+    multimodal: Annotated[list[MultimodalBody], Meta(description="Items in token_ids; those of a chat are found.")] = []
     pods: _Pods = None
 
 
@@ -68,8 +129,35 @@ class CandidatesBody(ScoreBody, frozen=True, kw_only=True, forbid_unknown_fields
 class LocalityBody(PromptBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Block keys, or a prompt."""
 
-    keys: Annotated[list[KeyForm] | None, Meta(description="Block keys; or else token_ids and model.")] = None
-    model: Annotated[str, Meta(description="The served model's name; needed with token_ids.")] = ""
+    keys: Annotated[list[KeyForm] | None, Meta(description="Block keys; or else a prompt and model.")] = None
+    model: Annotated[str, Meta(description="The served model's name; needed with a prompt.")] = ""
+
+
+class LlmdCompletionBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What llm-d's example takes at /score_completions; further fields of a completion request count too."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    prompt: Annotated[str, Meta(min_length=1)]
+    add_special_tokens: bool = True
+    truncate_prompt_tokens: _Truncate = None
+    cache_salt: _Salt = None
+
+
+class LlmdChatBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What llm-d's example takes at /score_chat_completions: a chat completion request."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    messages: list[dict[str, Any]] | None = None
+    conversation: Annotated[list[dict[str, Any]] | None, Meta(description="The same as messages.")] = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    truncate_prompt_tokens: _Truncate = None
+    cache_salt: _Salt = None
 
 
 class BlockAnswer(msgspec.Struct, frozen=True):
@@ -84,12 +172,16 @@ class LocalityAnswer(msgspec.Struct, frozen=True):
 
     blocks: tuple[BlockAnswer, ...]
     block_size_tokens: int
+    tokens: TokensInfo | None = None
+    """Of a prompt that came as text or chat."""
 
 
 class CandidatesAnswer(msgspec.Struct, frozen=True):
     """Pods that hold a prefix of the prompt, best first."""
 
     pods: tuple[PodScore, ...]
+    tokens: TokensInfo | None = None
+    """Of a prompt that came as text or chat."""
 
 
 class PodsAnswer(msgspec.Struct, frozen=True):
@@ -98,12 +190,13 @@ class PodsAnswer(msgspec.Struct, frozen=True):
     pods: tuple[PodStatus, ...]
 
 
-class ErrorDetail(msgspec.Struct, frozen=True):
+class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is wrong, and what to do."""
 
     field: str
     problem: str
     remedy: str
+    reason: Annotated[str | None, Meta(description="Why there are no tokens, in one word; absent in other errors.")] = None
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True):
@@ -130,26 +223,6 @@ def read_body(body: bytes, kind: type[B]) -> B:
         raise MalformedError("body", problem, "send one JSON object in UTF-8") from None
 
 
-def prompt_query(limits: ApiSettings, body: PromptBody) -> Query:
-    """Return the query in a body. Raises RequestError where there is no prompt, or it is text."""
-    if body.token_ids is None:
-        if body.text is not None:
-            raise TextError("text", "tokenize it as the engine does and send token_ids")
-        raise RequestError("token_ids", "is missing", "send the prompt's token ids")
-    if body.text is not None:
-        raise RequestError("text", "token_ids are given too", "send one of the two")
-    return make_query(
-        limits,
-        token_ids=body.token_ids,
-        model=body.model,
-        lora_name=body.lora_name,
-        cache_salt=body.cache_salt,
-        multimodal=[MultimodalItem(item.hash, item.offset_tokens) for item in body.multimodal],
-        pods=body.pods,
-        scorer=body.scorer if isinstance(body, ScoreBody) else None,
-    )
-
-
 _UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(.*)`", re.DOTALL)
 
@@ -159,7 +232,7 @@ def _request_error(message: str, kind: type[msgspec.Struct]) -> RequestError:
     field = place.rstrip("`")
     at = f"{field}." if field else ""
     if found := _UNKNOWN.search(problem):
-        struct = MultimodalBody if field.startswith("multimodal") else kind
+        struct = MultimodalBody if field.startswith("multimodal") else TokenizeBody if field == "tokenize" else kind
         return RequestError(f"{at}{found[1][:80]}", "is no field here", f"fields: {', '.join(struct.__struct_fields__)}")
     if found := _MISSING.search(problem):
         return RequestError(f"{at}{found[1]}", "is missing", "add it")

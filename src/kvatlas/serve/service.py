@@ -24,6 +24,8 @@ from kvatlas.serve.connection import timed_protocol
 from kvatlas.serve.gate import Gate
 from kvatlas.serve.grpc import GrpcServer
 from kvatlas.serve.http import build_app
+from kvatlas.tokens.setup import make_tokenization
+from kvatlas.tokens.tokenization import Tokenization
 
 READY_POLL_S = 0.25
 
@@ -69,10 +71,13 @@ async def _serve(
     gate = Gate(api.concurrency_max)
     cleanup.callback(gate.close)
     indexer.metrics.observe_queries(lambda: gate.in_progress)
-    http = _http_server(api, indexer, gate)
+    tokenization = make_tokenization(config.tokens, indexer.metrics)
+    cleanup.callback(tokenization.close)
+    tokenization.warm()
+    http = _http_server(api, indexer, tokenization, gate)
     listener = _listen(api)
     cleanup.callback(listener.close)
-    grpc_server = GrpcServer(indexer, gate)
+    grpc_server = GrpcServer(indexer, tokenization, gate)
     cleanup.push_async_callback(grpc_server.stop, 0)
     grpc_port = grpc_server.bind()
     cleanup.push_async_callback(asyncio.to_thread, indexer.close)
@@ -176,9 +181,9 @@ class _Http(uvicorn.Server):
         yield
 
 
-def _http_server(api: ApiSettings, indexer: Indexer, gate: Gate) -> _Http:
+def _http_server(api: ApiSettings, indexer: Indexer, tokenization: Tokenization, gate: Gate) -> _Http:
     config = uvicorn.Config(
-        build_app(indexer, gate),
+        build_app(indexer, tokenization, gate),
         http=timed_protocol(api.request_timeout),
         ws="none",
         lifespan="off",

@@ -25,6 +25,8 @@ class TextPrompt(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     add_special_tokens: bool = True
     truncation: Truncation | None = None
+    max_output_tokens: int = 0
+    """Tokens that the request asks for: a truncation to what the model takes leaves room for one where it asks for any."""
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +45,7 @@ class ChatPrompt(msgspec.Struct, frozen=True, kw_only=True):
     add_special_tokens: bool = False
     reasoning_effort: str | None = None
     truncation: Truncation | None = None
+    max_output_tokens: int = 0
 
 
 Prompt: TypeAlias = TextPrompt | ChatPrompt

@@ -26,7 +26,9 @@ class GetPodScoresRequest(_message.Message):
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     POD_IDENTIFIERS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
-    """The prompt. Until this version can tokenize: a JSON array of token ids, such as "[1, 15043, 3186]"."""
+    """The prompt as text, tokenized as a completion's. Where the service has no tokenizer: a JSON array of token ids, such as
+    "[1, 15043, 3186]".
+    """
     model_name: _builtins.str
     @_builtins.property
     def pod_identifiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

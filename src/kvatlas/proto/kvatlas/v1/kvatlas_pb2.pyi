@@ -20,7 +20,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PromptQuery(_message.Message):
-    """One prompt, as an engine would see it."""
+    """One prompt, as an engine would see it: token_ids, text or chat_json, one of the three."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -31,6 +31,9 @@ class PromptQuery(_message.Message):
     MULTIMODAL_FIELD_NUMBER: _builtins.int
     PODS_FIELD_NUMBER: _builtins.int
     SCORER_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    CHAT_JSON_FIELD_NUMBER: _builtins.int
+    TOKENIZE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The served model's name."""
     lora_name: _builtins.str
@@ -38,6 +41,10 @@ class PromptQuery(_message.Message):
     cache_salt: _builtins.str
     scorer: _builtins.str
     """A scorer's name; empty means the configured one."""
+    text: _builtins.str
+    """The prompt of a completion request, as text."""
+    chat_json: _builtins.str
+    """A chat completion request, as JSON: messages, tools and the like, as engines take it."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -45,6 +52,10 @@ class PromptQuery(_message.Message):
     @_builtins.property
     def pods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these pods; none means all."""
+
+    @_builtins.property
+    def tokenize(self) -> Global___TokenizeOptions:
+        """How to come by the tokens of text or chat_json."""
 
     def __init__(
         self,
@@ -56,14 +67,146 @@ class PromptQuery(_message.Message):
         multimodal: _abc.Iterable[Global___MultimodalInput] | None = ...,
         pods: _abc.Iterable[_builtins.str] | None = ...,
         scorer: _builtins.str = ...,
+        text: _builtins.str | None = ...,
+        chat_json: _builtins.str | None = ...,
+        tokenize: Global___TokenizeOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chat_json", b"_chat_json", "_text", b"_text", "chat_json", b"chat_json", "text", b"text", "tokenize", b"tokenize"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chat_json", b"_chat_json", "_text", b"_text", "cache_salt", b"cache_salt", "chat_json", b"chat_json", "lora_name", b"lora_name", "model", b"model", "multimodal", b"multimodal", "pods", b"pods", "scorer", b"scorer", "text", b"text", "token_ids", b"token_ids", "tokenize", b"tokenize"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__chat_json: _TypeAlias = _typing.Literal["chat_json"]  # noqa: Y015
+    _WhichOneofArgType__chat_json: _TypeAlias = _typing.Literal["_chat_json", b"_chat_json"]  # noqa: Y015
+    _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
+    _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chat_json) -> _WhichOneofReturnType__chat_json | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
+
+Global___PromptQuery: _TypeAlias = PromptQuery  # noqa: Y015
+
+@_typing.final
+class TokenizeOptions(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    BUDGET_SECONDS_FIELD_NUMBER: _builtins.int
+    UNSCORED_ON_FAILURE_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """Which tokens to wait for: exact, stored or within; empty means tokens.policy."""
+    budget_seconds: _builtins.float
+    """How long the policy within waits; none means tokens.budget."""
+    unscored_on_failure: _builtins.bool
+    """Where there are no tokens, answer without scores instead of failing."""
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        budget_seconds: _builtins.float | None = ...,
+        unscored_on_failure: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_seconds", b"_budget_seconds", "budget_seconds", b"budget_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_seconds", b"_budget_seconds", "budget_seconds", b"budget_seconds", "policy", b"policy", "unscored_on_failure", b"unscored_on_failure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__budget_seconds: _TypeAlias = _typing.Literal["budget_seconds"]  # noqa: Y015
+    _WhichOneofArgType__budget_seconds: _TypeAlias = _typing.Literal["_budget_seconds", b"_budget_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__budget_seconds) -> _WhichOneofReturnType__budget_seconds | None: ...
+
+Global___TokenizeOptions: _TypeAlias = TokenizeOptions  # noqa: Y015
+
+@_typing.final
+class TokensInfo(_message.Message):
+    """Where the tokens of text or a chat came from, and how far they go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FROM_STORE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    ESTIMATED_COUNT_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """local, store (the same, with a known prefix), renderer, service; none where there are no tokens."""
+    tokenizer: _builtins.str
+    revision: _builtins.str
+    exact: _builtins.bool
+    """They are what the engine sees; false only where there are none."""
+    complete: _builtins.bool
+    """False: the first tokens only. Scores are lower bounds then."""
+    count: _builtins.int
+    from_store: _builtins.int
+    """How many a prefix store knew."""
+    estimated_count: _builtins.int
+    """About how many there would be, where there are none."""
+    @_builtins.property
+    def failure(self) -> Global___TokensFailure:
+        """Why there are none."""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        tokenizer: _builtins.str | None = ...,
+        revision: _builtins.str | None = ...,
+        exact: _builtins.bool = ...,
+        complete: _builtins.bool = ...,
+        count: _builtins.int = ...,
+        from_store: _builtins.int = ...,
+        failure: Global___TokensFailure | None = ...,
+        estimated_count: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_count", b"_estimated_count", "_revision", b"_revision", "_tokenizer", b"_tokenizer", "estimated_count", b"estimated_count", "failure", b"failure", "revision", b"revision", "tokenizer", b"tokenizer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_count", b"_estimated_count", "_revision", b"_revision", "_tokenizer", b"_tokenizer", "complete", b"complete", "count", b"count", "estimated_count", b"estimated_count", "exact", b"exact", "failure", b"failure", "from_store", b"from_store", "revision", b"revision", "source", b"source", "tokenizer", b"tokenizer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__estimated_count: _TypeAlias = _typing.Literal["estimated_count"]  # noqa: Y015
+    _WhichOneofArgType__estimated_count: _TypeAlias = _typing.Literal["_estimated_count", b"_estimated_count"]  # noqa: Y015
+    _WhichOneofReturnType__revision: _TypeAlias = _typing.Literal["revision"]  # noqa: Y015
+    _WhichOneofArgType__revision: _TypeAlias = _typing.Literal["_revision", b"_revision"]  # noqa: Y015
+    _WhichOneofReturnType__tokenizer: _TypeAlias = _typing.Literal["tokenizer"]  # noqa: Y015
+    _WhichOneofArgType__tokenizer: _TypeAlias = _typing.Literal["_tokenizer", b"_tokenizer"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimated_count) -> _WhichOneofReturnType__estimated_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revision) -> _WhichOneofReturnType__revision | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokenizer) -> _WhichOneofReturnType__tokenizer | None: ...
+
+Global___TokensInfo: _TypeAlias = TokensInfo  # noqa: Y015
+
+@_typing.final
+class TokensFailure(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    field: _builtins.str
+    problem: _builtins.str
+    remedy: _builtins.str
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        field: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        remedy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "lora_name", b"lora_name", "model", b"model", "multimodal", b"multimodal", "pods", b"pods", "scorer", b"scorer", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "problem", b"problem", "reason", b"reason", "remedy", b"remedy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PromptQuery: _TypeAlias = PromptQuery  # noqa: Y015
+Global___TokensFailure: _TypeAlias = TokensFailure  # noqa: Y015
 
 @_typing.final
 class MultimodalInput(_message.Message):
@@ -73,21 +216,27 @@ class MultimodalInput(_message.Message):
 
     HASH_FIELD_NUMBER: _builtins.int
     OFFSET_TOKENS_FIELD_NUMBER: _builtins.int
+    LENGTH_TOKENS_FIELD_NUMBER: _builtins.int
     hash: _builtins.str
     """Its content hash."""
     offset_tokens: _builtins.int
     """Position of its first placeholder token in the prompt."""
+    length_tokens: _builtins.int
+    """Its placeholder tokens; needed where keys.mode is not kvatlas."""
     def __init__(
         self,
         *,
         hash: _builtins.str = ...,
         offset_tokens: _builtins.int = ...,
+        length_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_length_tokens", b"_length_tokens", "length_tokens", b"length_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "offset_tokens", b"offset_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length_tokens", b"_length_tokens", "hash", b"hash", "length_tokens", b"length_tokens", "offset_tokens", b"offset_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__length_tokens: _TypeAlias = _typing.Literal["length_tokens"]  # noqa: Y015
+    _WhichOneofArgType__length_tokens: _TypeAlias = _typing.Literal["_length_tokens", b"_length_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_tokens) -> _WhichOneofReturnType__length_tokens | None: ...
 
 Global___MultimodalInput: _TypeAlias = MultimodalInput  # noqa: Y015
 
@@ -129,21 +278,27 @@ class LocalityResponse(_message.Message):
 
     BLOCKS_FIELD_NUMBER: _builtins.int
     BLOCK_SIZE_TOKENS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     block_size_tokens: _builtins.int
     """Tokens of one block."""
     @_builtins.property
     def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockHolders]:
         """In the order asked for."""
 
+    @_builtins.property
+    def tokens(self) -> Global___TokensInfo:
+        """Of a prompt that came as text or chat."""
+
     def __init__(
         self,
         *,
         blocks: _abc.Iterable[Global___BlockHolders] | None = ...,
         block_size_tokens: _builtins.int = ...,
+        tokens: Global___TokensInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size_tokens", b"block_size_tokens", "blocks", b"blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size_tokens", b"block_size_tokens", "blocks", b"blocks", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,6 +400,7 @@ class ScoreResponse(_message.Message):
     BLOCKS_FIELD_NUMBER: _builtins.int
     CACHE_HITS_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     scorer: _builtins.str
     prompt_tokens: _builtins.int
     blocks: _builtins.int
@@ -257,6 +413,10 @@ class ScoreResponse(_message.Message):
     def pods(self) -> _containers.RepeatedCompositeFieldContainer[Global___PodPrefix]:
         """All candidates, best first."""
 
+    @_builtins.property
+    def tokens(self) -> Global___TokensInfo:
+        """Of a prompt that came as text or chat."""
+
     def __init__(
         self,
         *,
@@ -266,10 +426,11 @@ class ScoreResponse(_message.Message):
         blocks: _builtins.int = ...,
         cache_hits: _builtins.int = ...,
         coverage: _builtins.float = ...,
+        tokens: Global___TokensInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cache_hits", b"cache_hits", "coverage", b"coverage", "pods", b"pods", "prompt_tokens", b"prompt_tokens", "scorer", b"scorer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cache_hits", b"cache_hits", "coverage", b"coverage", "pods", b"pods", "prompt_tokens", b"prompt_tokens", "scorer", b"scorer", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,16 +467,22 @@ class CandidatesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PODS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pods(self) -> _containers.RepeatedCompositeFieldContainer[Global___PodPrefix]: ...
+    @_builtins.property
+    def tokens(self) -> Global___TokensInfo:
+        """Of a prompt that came as text or chat."""
+
     def __init__(
         self,
         *,
         pods: _abc.Iterable[Global___PodPrefix] | None = ...,
+        tokens: Global___TokensInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pods", b"pods"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pods", b"pods", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,141 @@
+"""Prompts become tokens in this process: the model's tokenizer, helped by the tokens of known prefixes from a store."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from array import array
+from collections.abc import Mapping
+
+from kvatlas.errors import TokenizationError, TokenizationReason
+from kvatlas.tokens.encoding import LocalTokenizer
+from kvatlas.tokens.incremental import IncrementalEncoder
+from kvatlas.tokens.local.loaded import LoadedTokenizers
+from kvatlas.tokens.prompts import ChatPrompt, Prompt
+from kvatlas.tokens.results import Tokenized, TokenSource
+from kvatlas.tokens.seams import Seams
+from kvatlas.tokens.stores import PrefixStore
+from kvatlas.tokens.truncation import truncate
+
+
+class LocalBackend:
+    """Tokenizes with loaded tokenizers. ``store``: None does without one."""
+
+    def __init__(
+        self,
+        tokenizers: LoadedTokenizers,
+        store: PrefixStore | None,
+        *,
+        text_chars_max: int,
+        max_model_len: Mapping[str, int] | None = None,
+    ) -> None:
+        self.tokenizers = tokenizers
+        self.store = store
+        self._text_chars_max = text_chars_max
+        self._max_model_len = max_model_len or {}
+        self._encoders: weakref.WeakKeyDictionary[LocalTokenizer, IncrementalEncoder] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def tokenize(self, prompt: Prompt, timeout_s: float = 0.0) -> Tokenized:
+        """Return a prompt's tokens. ``timeout_s`` is not looked at: work in this process cannot be cut short."""
+        tokenizer = self.tokenizers.get(prompt.model)
+        if tokenizer.text is None:
+            tokens, stored = tokenizer.tokenize(self._within_bounds(prompt)), 0
+        else:
+            tokens, stored = self._encode(tokenizer, prompt)
+        return self._answer(tokenizer, prompt, tokens, stored)
+
+    def stores(self, prompt: Prompt) -> bool:
+        """Tell whether a store may know the beginning of a prompt: not where it is cut, or becomes tokens in one step."""
+        if self.store is None or prompt.truncation is not None:
+            return False
+        tokenizer = self.tokenizers.peek(prompt.model)
+        return tokenizer is None or tokenizer.text is not None
+
+    def known(self, prompt: Prompt) -> Tokenized:
+        """Return the tokens of the known prefix of a prompt, possibly none. Never waits for a tokenizer to be loaded."""
+        tokenizer = self.tokenizers.peek(prompt.model)
+        if tokenizer is None or tokenizer.text is None:
+            return Tokenized(token_ids=array("I"), source=TokenSource.STORE, tokenizer=prompt.model, complete=False)
+        encoder = self._encoder(tokenizer)
+        tokens = encoder.known(self._text(tokenizer, prompt)) if encoder else array("I")
+        stored = len(tokens)
+        if prompt.add_special_tokens:
+            tokens = tokenizer.text.before + tokens
+        return Tokenized(
+            token_ids=tokens,
+            source=TokenSource.STORE,
+            tokenizer=tokenizer.name,
+            revision=tokenizer.revision,
+            complete=False,
+            tokens_stored=stored,
+        )
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _encode(self, tokenizer: LocalTokenizer, prompt: Prompt) -> tuple[array[int], int]:
+        """Return the tokens of a text, or of what a chat's template makes of it, and how many of them the store knew."""
+        assert tokenizer.text is not None
+        text = self._text(tokenizer, prompt)
+        encoder = self._encoder(tokenizer)
+        if encoder is None:
+            tokens, stored = tokenizer.text.encode(text).token_ids, 0
+        else:
+            found = encoder.encode(text)
+            tokens, stored = found.token_ids, found.tokens_stored
+        if prompt.add_special_tokens:
+            tokens = tokenizer.text.before + tokens + tokenizer.text.after
+        return tokens, stored
+
+    def _text(self, tokenizer: LocalTokenizer, prompt: Prompt) -> str:
+        if isinstance(prompt, ChatPrompt):
+            return self._checked("messages", tokenizer.render(prompt))
+        return self._checked("prompt", prompt.text)
+
+    def _within_bounds(self, prompt: Prompt) -> Prompt:
+        if not isinstance(prompt, ChatPrompt):
+            self._checked("prompt", prompt.text)
+        return prompt
+
+    def _checked(self, field: str, text: str) -> str:
+        if len(text) > self._text_chars_max:
+            raise TokenizationError(
+                TokenizationReason.BAD_TEXT,
+                field,
+                f"{len(text)} characters are more than tokens.textCharsMax ({self._text_chars_max})",
+                "send less, or raise the setting",
+            )
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise TokenizationError(
+                    TokenizationReason.BAD_TEXT,
+                    field,
+                    f"a lone surrogate at character {error.start} is no Unicode text",
+                    "send text in valid UTF-8",
+                ) from None
+        return text
+
+    def _encoder(self, tokenizer: LocalTokenizer) -> IncrementalEncoder | None:
+        if self.store is None or tokenizer.text is None:
+            return None
+        with self._lock:
+            encoder = self._encoders.get(tokenizer)
+            if encoder is None:
+                space = f"{tokenizer.name}@{tokenizer.revision}"
+                encoder = IncrementalEncoder(tokenizer.text, Seams.of(tokenizer.text), self.store, space)
+                self._encoders[tokenizer] = encoder
+            return encoder
+
+    def _answer(self, tokenizer: LocalTokenizer, prompt: Prompt, tokens: array[int], stored: int) -> Tokenized:
+        limit = self._max_model_len.get(prompt.model, tokenizer.max_model_len)
+        tokens = truncate(tokens, prompt.truncation, limit)
+        return Tokenized(
+            token_ids=tokens,
+            source=TokenSource.STORE if stored else TokenSource.LOCAL,
+            tokenizer=tokenizer.name,
+            revision=tokenizer.revision,
+            tokens_stored=stored,
+        )
