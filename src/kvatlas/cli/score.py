@@ -17,7 +17,7 @@ from kvatlas.cli.columns import Column, Gives, fitted
 from kvatlas.cli.options import DEFAULT_URL, AsJson, ServiceToken, ServiceUrl
 from kvatlas.cli.screen import show_table
 from kvatlas.errors import RequestError
-from kvatlas.results import PodScore, PodStatus, ScoreResult
+from kvatlas.results import PodScore, PodStatus, ScoreResult, TokensInfo
 
 GIVING_WAY = ("matched tokens", "model", "tiers (blocks)", "predicted cached", "pod")
 """What a narrow screen does without, the first one first. Each pod's score and prediction, and whether it is stale, stays."""
@@ -34,7 +34,13 @@ def score(
         Path | None,
         typer.Option(help="A file (- is standard input) with a JSON list of token ids, or one line of a *.requests.jsonl."),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="Not in this version: it has no tokenizer.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="The prompt as text; @FILE takes it from a file, @- from standard input.", metavar="TEXT")
+    ] = None,
+    chat: Annotated[
+        Path | None,
+        typer.Option(help="A file (- is standard input) with a chat completion request: messages, tools, ...", metavar="FILE"),
+    ] = None,
     lora: Annotated[str | None, typer.Option(help="The LoRA adapter's name.", metavar="NAME")] = None,
     salt: Annotated[str | None, typer.Option(help="The request's cache_salt.", metavar="SALT")] = None,
     pods: Annotated[str | None, typer.Option(help="Only these pods, with commas between them.", metavar="A,B")] = None,
@@ -54,10 +60,12 @@ def score(
     Examples:
 
         kvatlas score --model llama --tokens 1,2,3,4
+        kvatlas score --model llama --text "Once upon a time"
+        kvatlas score --chat request.json
         kvatlas score --tokens-file prompt.json --pods 10.0.0.7:8000,10.0.0.8:8000
         sed -n 7p truth-base.requests.jsonl | kvatlas score --tokens-file - --json
     """
-    body = _prompt(tokens, tokens_file, text)
+    body = _prompt(tokens, tokens_file, text, chat)
     given = {"model": model, "lora_name": lora, "cache_salt": salt, "scorer": scorer}
     body.update({name: value for name, value in given.items() if value is not None})
     if pods is not None:
@@ -73,27 +81,50 @@ def score(
     show_table(lambda width: _shown(result, nobody, width))
 
 
-def _prompt(tokens: str | None, file: Path | None, text: str | None) -> dict[str, Any]:
-    """Return the fields of the request that tokens come with."""
-    if text is not None:
-        remedy = "tokenize it as the engine does (vLLM: POST /tokenize) and pass --tokens or --tokens-file"
-        raise RequestError("--text", "tokenization is not in this version", remedy)
-    if (tokens is None) == (file is None):
-        raise RequestError("--tokens", "is missing" if tokens is None else "is given with --tokens-file", "give one of the two")
+def _prompt(tokens: str | None, file: Path | None, text: str | None, chat: Path | None) -> dict[str, Any]:
+    """Return the fields of the request that the prompt comes with."""
+    forms = {"--tokens": tokens, "--tokens-file": file, "--text": text, "--chat": chat}
+    given = [name for name, value in forms.items() if value is not None]
+    if len(given) != 1:
+        problem = f"is given with {given[1]}" if given else "is missing"
+        raise RequestError(given[0] if given else "--text", problem, f"give one of {', '.join(forms)}")
     if tokens is not None:
         return {"token_ids": [_token(part, position) for position, part in enumerate(tokens.split(","))]}
+    if text is not None:
+        return {"text": _read_text(Path(text[1:])) if text.startswith("@") else text}
+    if chat is not None:
+        return _chat_of_file(chat)
     assert file is not None
     return _prompt_of_file(file)
+
+
+def _chat_of_file(file: Path) -> dict[str, Any]:
+    try:
+        request = msgspec.json.decode(_read(file), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(str(file), f"is no chat completion request: {error}", 'write {"messages": [...]}') from None
+    model = request.get("model")
+    return {"chat": request} | ({"model": model} if isinstance(model, str) else {})
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return _read(file).decode()
+    except UnicodeDecodeError as error:
+        raise RequestError("--text", f"{file} is not UTF-8: byte {error.start}", "save it as UTF-8") from None
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise RequestError(str(file), f"cannot be read: {error.strerror}", "name a file, or - for standard input") from None
 
 
 def _prompt_of_file(file: Path) -> dict[str, Any]:
     from kvatlas.backtest import read_request
 
-    try:
-        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    except OSError as error:
-        raise RequestError(str(file), f"cannot be read: {error.strerror}", "name a file, or - for standard input") from None
-    content = content.strip()
+    content = _read(file).strip()
     if content.startswith(b"["):
         try:
             return {"token_ids": msgspec.json.decode(content, type=list[int])}
@@ -125,8 +156,8 @@ def _only_model(client: ServiceClient) -> str:
 def _shown(result: ScoreResult, nobody: str | None, width: int | None) -> RenderableType:
     """``nobody``: what is said instead of an empty table."""
     about = Text(
-        f"{result.prompt_tokens} prompt tokens, {result.blocks} whole blocks; {result.cache_hits} of them held by some pod "
-        f"({result.coverage:.0%}). Scorer: {result.scorer}."
+        f"{result.prompt_tokens} prompt tokens{_origin(result.tokens)}, {result.blocks} whole blocks; {result.cache_hits} of "
+        f"them held by some pod ({result.coverage:.0%}). Scorer: {result.scorer}."
     )
     if nobody is not None:
         return Group(Text(nobody), about)
@@ -141,6 +172,15 @@ def _shown(result: ScoreResult, nobody: str | None, width: int | None) -> Render
         Column("stale", [Text(pod.stale_reason.value if pod.stale_reason else "", "yellow") for pod in pods]),
     ]
     return Group(fitted("Pods, best first", columns, width, GIVING_WAY), about)
+
+
+def _origin(tokens: TokensInfo | None) -> str:
+    """Say where the tokens of a text come from."""
+    if tokens is None:
+        return ""
+    stored = f", {tokens.from_store} of them known" if tokens.from_store else ""
+    begin = "" if tokens.complete else ": the beginning only"
+    return f" ({tokens.source}, {tokens.tokenizer}{stored}{begin})"
 
 
 def _name(pod: PodScore) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import hashlib
 import time
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -93,12 +94,12 @@ class Tokenization:
         waiting = waiting or self.waiting
         key = _key(prompt)
         if waiting.policy is Policy.EXACT or self.local is None or not self.local.stores(prompt):
-            return PendingTokens(self._begin(key, prompt, waiting.timeout_s), waiting.timeout_s, self._gave_up)
+            return PendingTokens(self._begin(key, prompt, waiting.timeout_s), waiting.timeout_s, self._failed)
         if waiting.policy is Policy.STORED:
-            return PendingTokens(self._look(key, prompt, waiting.timeout_s), STORED_WAIT_S, self._gave_up)
+            return PendingTokens(self._look(key, prompt, waiting.timeout_s), STORED_WAIT_S, self._failed)
         exact = self._begin(key, prompt, waiting.timeout_s)
         look = partial(self._look, key, prompt, waiting.timeout_s)
-        return PendingTokens(exact, waiting.budget_s, self._gave_up, then=look)
+        return PendingTokens(exact, waiting.budget_s, self._failed, then=look)
 
     def tokenize(self, prompt: Prompt, waiting: Waiting | None = None) -> Tokenized:
         """Return a prompt's tokens; waits for them. Raises TokenizationError."""
@@ -120,7 +121,7 @@ class Tokenization:
         try:
             return self._exact.submit(key, lambda: self._work(prompt, timeout_s))
         except TokenizationError as error:
-            self._metrics.tokenization_failed(error.reason.value)
+            self._failed(error)
             raise
 
     def _work(self, prompt: Prompt, timeout_s: float) -> Tokenized:
@@ -147,7 +148,6 @@ class Tokenization:
                 seconds = time.perf_counter() - began
                 self._metrics.tokenized(found.source.value, seconds, len(found.token_ids), found.tokens_stored)
                 return found
-        self._metrics.tokenization_failed(failure.reason.value)
         raise failure
 
     def _look(self, key: Hashable, prompt: Prompt, timeout_s: float) -> Future[Tokenized]:
@@ -166,15 +166,11 @@ class Tokenization:
         return self._stored.submit(key, work)
 
     def _later(self, key: Hashable, prompt: Prompt, timeout_s: float) -> None:
-        try:
+        with contextlib.suppress(TokenizationError):  # too much waits: it is learnt when it comes again
             self._exact.submit(key, lambda: self._work(prompt, timeout_s))
-        except TokenizationError as error:  # nobody waits for it: it is learnt when it comes again
-            self._metrics.tokenization_failed(error.reason.value)
 
-    def _gave_up(self, timeout_s: float) -> TokenizationError:
-        error = _too_late(timeout_s)
+    def _failed(self, error: TokenizationError) -> None:
         self._metrics.tokenization_failed(error.reason.value)
-        return error
 
 
 class PendingTokens:
@@ -184,38 +180,51 @@ class PendingTokens:
         self,
         first: Future[Tokenized],
         first_s: float,
-        gave_up: Callable[[float], TokenizationError],
+        failed: Callable[[TokenizationError], None],
         *,
         then: Callable[[], Future[Tokenized]] | None = None,
     ) -> None:
+        """``then``: what is waited for where the first does not come in time. ``failed``: told each failure, once a caller."""
         self._first = first
         self._first_s = first_s
-        self._gave_up = gave_up
+        self._failed = failed
         self._then = then
 
     def result(self) -> Tokenized:
         """Block until they are there."""
-        try:
-            return self._first.result(self._first_s)
-        except TimeoutError:
-            if self._then is None:
-                raise self._gave_up(self._first_s) from None
-        try:
+        with self._counted():
+            try:
+                return self._first.result(self._first_s)
+            except TimeoutError:
+                if self._then is None:
+                    raise
             return self._then().result(STORED_WAIT_S)
-        except TimeoutError:
-            raise self._gave_up(self._first_s + STORED_WAIT_S) from None
 
     async def wait(self) -> Tokenized:
         """Wait until they are there. Cancelling ends the waiting, not the work."""
-        try:
-            return await _within(self._first, self._first_s)
-        except TimeoutError:
-            if self._then is None:
-                raise self._gave_up(self._first_s) from None
-        try:
+        with self._counted():
+            try:
+                return await _within(self._first, self._first_s)
+            except TimeoutError:
+                if self._then is None:
+                    raise
             return await _within(self._then(), STORED_WAIT_S)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        except TokenizationError as error:
+            self._failed(error)
+            raise
         except TimeoutError:
-            raise self._gave_up(self._first_s + STORED_WAIT_S) from None
+            late = _too_late(self._first_s)
+            self._failed(late)
+            raise late from None
+        except CancelledError:
+            closed = TokenizationError(TokenizationReason.BUSY, "prompt", "the tokenizer is closed", "ask again later")
+            self._failed(closed)
+            raise closed from None
 
 
 def estimate(prompt: Prompt) -> Estimate:
