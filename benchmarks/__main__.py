@@ -19,6 +19,7 @@ BENCHMARKS = {
     "memory": "resident bytes per (pod, block) entry, beside NVIDIA Dynamo's",
     "snapshot": "size and time of a snapshot, time of restoring it, beside NVIDIA Dynamo's",
     "readers": "queries while events pour in, beside idle",
+    "tokens": "text and chats to tokens and scores, cold and warm, beside the tokenizers package alone; a trace of agents",
     "scaling": "cost as entries, pods and threads grow; --plot FILE draws it",
 }
 

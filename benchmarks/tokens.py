@@ -1,0 +1,219 @@
+"""Text and chats to tokens and scores: with nothing known, and as the next turn of a known chat. Wall time in milliseconds.
+
+Baseline: the ``tokenizers`` package alone, given the whole text. Ours is all that a request costs in this process: chat template,
+prefix store, tokens, block keys and the scores of 8 pods that hold the chat so far. Texts are those of a real trace of agents
+(LMCache's taubench, in ``tests/data/traces``). The trace itself is tokenized in the order of its time stamps, as completions and
+as chats, and the block keys of every request are compared with those of full tokenization.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from tokenizers import Tokenizer
+
+from benchmarks.result import Result, against, median, percentile
+from benchmarks.sides import Placement
+from kvatlas.config import load_config
+from kvatlas.indexer import Indexer
+from kvatlas.results import Query
+from kvatlas.tokens.prompts import ChatPrompt, Prompt, TextPrompt
+from kvatlas.tokens.setup import make_tokenization
+from kvatlas.tokens.tokenization import Tokenization
+from kvatlas.types import BlockStored, EngineHash, EventBatch, PodId, Stream
+
+NAME = "tokens"
+DATA = Path(__file__).parents[1] / "tests" / "data"
+TINY = DATA / "tinymodel"
+TRACE = DATA / "traces" / "lmcache_taubench.jsonl"
+BASELINE = "tokenizers alone"
+MODEL = "tiny"
+PODS = 8
+BLOCK_TOKENS = 16
+TURN_CHARS = 400
+"""What a turn adds to a chat: about a hundred tokens."""
+TURNS = 15
+STORES = ("trie", "chunks")
+WARM_SHARE = 0.1
+"""Aim: of full tokenization, what the next turn of a known chat costs."""
+
+
+class Asked(msgspec.Struct):
+    """One request of the trace."""
+
+    timestamp: int
+    input: str
+    session_id: str
+
+
+def run(*, quick: bool, place: Placement) -> list[Result]:
+    os.sched_setaffinity(0, place.measured)
+    alone = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    requests = sorted(msgspec.json.decode(f"[{','.join(TRACE.read_text().splitlines())}]", type=list[Asked]), key=_time)
+    words = _endless(requests)
+    results = []
+    for store in STORES:
+        for tokens in (1_000, 8_000, 32_000) if quick else (1_000, 2_000, 4_000, 8_000, 16_000, 32_000):
+            results += _one_size(store, tokens, words, alone)
+    for store in STORES:
+        results += _trace(store, "completions", [TextPrompt(model=MODEL, text=asked.input) for asked in requests], alone)
+        results += _trace(store, "chats", [_chat(asked.input.split("\n\n")) for asked in requests], alone)
+    return results
+
+
+@contextmanager
+def _ours(store: str) -> Iterator[tuple[Indexer, Tokenization]]:
+    settings = {
+        "zmq.bind": "false",
+        f"tokens.models.{MODEL}": str(TINY),
+        f"tokens.maxModelLen.{MODEL}": "1000000",
+        "tokens.store.kind": store,
+        "keys.blockSize": str(BLOCK_TOKENS),
+    }
+    config = load_config(environ={}, overrides=[f"{name}={value}" for name, value in settings.items()])
+    indexer = Indexer(config)
+    tokenization = make_tokenization(config.tokens, indexer.metrics)
+    tokenization.tokenize(TextPrompt(model=MODEL, text="load"))
+    try:
+        yield indexer, tokenization
+    finally:
+        tokenization.close()
+        indexer.close()
+
+
+def _one_size(store: str, tokens: int, words: Iterator[str], alone: Tokenizer) -> list[Result]:
+    """Chats that grow by a turn until they have ``tokens``: the first time, and each next turn."""
+    results = []
+    cold: list[float] = []
+    warm: list[float] = []
+    base: list[float] = []
+    with _ours(store) as (indexer, tokenization):
+        for _ in range(3):
+            turns = _turns(tokens, words, alone)
+            cold.append(_timed(lambda: _scores(indexer, tokenization, _chat(turns)))[0])  # noqa: B023  # called at once
+            _hold(indexer, tokenization.tokenize(_chat(turns)).token_ids)
+            for _ in range(TURNS // 3):
+                turns.append(_text(TURN_CHARS, words))
+                chat = _chat(turns)
+                text = _rendered(tokenization, chat)
+                seconds, right = _timed(lambda: alone.encode(text, add_special_tokens=False).ids)  # noqa: B023
+                base.append(seconds)
+                seconds, found = _timed(lambda: _scores(indexer, tokenization, chat))  # noqa: B023
+                warm.append(seconds)
+                assert list(found) == right, "tokens differ from those of the whole text"
+    what = f"chat to scores, {tokens:,} tokens, store {store}"
+    for name, seconds, reach in (("first time", cold, None), ("next turn", warm, 1 / WARM_SHARE)):
+        value, whole = median(seconds) * 1e3, median(base) * 1e3
+        results.append(against(NAME, f"{what}, {name}", value, "ms", BASELINE, whole, higher_is_better=False, reach=reach))
+    return results
+
+
+def _trace(store: str, form: str, prompts: Sequence[Prompt], alone: Tokenizer) -> list[Result]:
+    """The whole trace in order: time to tokens with the store, and by tokenizers alone."""
+    ours: list[float] = []
+    base: list[float] = []
+    stored = total = differ = 0
+    with _ours(store) as (indexer, tokenization):
+        for prompt in prompts:
+            text = prompt.text if isinstance(prompt, TextPrompt) else _rendered(tokenization, prompt)
+            seconds, right = _timed(lambda: alone.encode(text, add_special_tokens=False).ids)  # noqa: B023
+            base.append(seconds)
+            seconds, found = _timed(lambda: tokenization.local.tokenize(prompt))  # noqa: B023
+            ours.append(seconds)
+            keys = indexer.block_keys(Query(found.token_ids, MODEL))
+            differ += keys != indexer.block_keys(Query(right, MODEL))
+            stored += found.tokens_stored
+            total += len(right)
+    what = f"trace of {len(prompts)} requests as {form}, store {store}"
+    return [
+        against(NAME, f"{what}, all", sum(ours) * 1e3, "ms", BASELINE, sum(base) * 1e3, higher_is_better=False),
+        against(
+            NAME,
+            f"{what}, p90 of a request",
+            percentile(ours, 0.9) * 1e3,
+            "ms",
+            BASELINE,
+            percentile(base, 0.9) * 1e3,
+            higher_is_better=False,
+        ),
+        Result(NAME, f"{what}, tokens from the store", 100 * stored / total, "%", higher_is_better=True),
+        Result(
+            NAME,
+            f"{what}, requests whose keys differ",
+            differ,
+            "requests",
+            higher_is_better=False,
+            target="0",
+            met=differ == 0,
+        ),
+    ]
+
+
+def _scores(indexer: Indexer, tokenization: Tokenization, chat: ChatPrompt) -> array[int]:
+    tokens = tokenization.tokenize(chat).token_ids
+    indexer.score(Query(tokens, MODEL))
+    return tokens
+
+
+def _hold(indexer: Indexer, tokens: array[int]) -> None:
+    """Let every pod hold a prompt."""
+    whole = tokens[: len(tokens) // BLOCK_TOKENS * BLOCK_TOKENS]
+    first = int(time.perf_counter_ns())
+    hashes = tuple(EngineHash(first + number) for number in range(len(whole) // BLOCK_TOKENS))
+    event = BlockStored(hashes, None, whole, BLOCK_TOKENS)
+    for pod in range(PODS):
+        indexer.index.apply(Stream(PodId(f"pod-{pod}")), EventBatch((event,), model=MODEL))
+
+
+def _rendered(tokenization: Tokenization, chat: ChatPrompt) -> str:
+    assert tokenization.local is not None
+    return tokenization.local.tokenizers.get(MODEL).render(chat)
+
+
+def _chat(turns: Sequence[str]) -> ChatPrompt:
+    roles = itertools.cycle(("user", "assistant"))
+    return ChatPrompt(model=MODEL, messages=[{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)])
+
+
+def _turns(tokens: int, words: Iterator[str], alone: Tokenizer) -> list[str]:
+    """Return turns of a chat of about so many tokens."""
+    turns: list[str] = []
+    count = 0
+    while count < tokens - 120:
+        turns.append(_text(TURN_CHARS, words))
+        count += len(alone.encode(turns[-1], add_special_tokens=False).ids) + 6
+    return turns
+
+
+def _text(chars: int, words: Iterator[str]) -> str:
+    taken: list[str] = []
+    length = 0
+    while length < chars:
+        word = next(words)
+        taken.append(word)
+        length += len(word) + 1
+    return " ".join(taken)
+
+
+def _endless(requests: Sequence[Asked]) -> Iterator[str]:
+    """Yield the trace's words for ever, never the same run of them twice: each round begins elsewhere."""
+    words = " ".join(dict.fromkeys(part for asked in requests for part in asked.input.split("\n\n"))).split(" ")
+    for stride in itertools.count(1):
+        yield from words[stride % len(words) :: 1 + stride % 7]
+
+
+def _timed(work: Callable[[], object]) -> tuple[float, object]:
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
+def _time(asked: Asked) -> int:
+    return asked.timestamp
