@@ -1,9 +1,9 @@
 """Text and chats to tokens and scores: with nothing known, and as the next turn of a known chat. Wall time in milliseconds.
 
-Baseline: the ``tokenizers`` package alone, given the whole text. Ours is all that a request costs in this process: chat template,
-prefix store, tokens, block keys and the scores of 8 pods that hold the chat so far. Texts are those of a real trace of agents
-(LMCache's taubench, in ``tests/data/traces``). The trace itself is tokenized in the order of its time stamps, as completions and
-as chats, and the block keys of every request are compared with those of full tokenization.
+Baseline: the ``tokenizers`` package alone, given the whole text. Ours is all that a request costs in this process: chat
+template, prefix store, tokens, block keys and the scores of 8 pods that hold the chat so far. Texts are those of a real trace
+of agents (LMCache's taubench, in ``tests/data/traces``). The trace itself is tokenized in the order of its time stamps, as
+completions and as chats, and the block keys of every request are compared with those of full tokenization.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from kvatlas.tokens.prompts import ChatPrompt, Prompt
+from kvatlas.tokens.seams import Seams
 
 
 class Encoding(msgspec.Struct, frozen=True):
@@ -32,6 +33,10 @@ class TextTokenizer(Protocol):
         """What it puts behind a text."""
         ...
 
+    def seams(self) -> Seams:
+        """Return where its texts may be cut. Costs some milliseconds: it looks at the whole vocabulary."""
+        ...
+
     def encode(self, text: str) -> Encoding:
         """Return a text's own tokens. Marks of special tokens within it (``<|im_start|>``) become these tokens."""
         ...
@@ -53,6 +58,11 @@ class LocalTokenizer(Protocol):
     @property
     def max_model_len(self) -> int | None:
         """Tokens that the model takes, by its own account; None where it does not say."""
+        ...
+
+    @property
+    def chars_per_token_max(self) -> int:
+        """Characters of its longest token: engines refuse texts that have more than this for each token they take."""
         ...
 
     @property

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 from array import array
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -59,4 +60,13 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Let go of connections and threads."""
+        ...
+
+
+@runtime_checkable
+class RemoteBackend(Backend, Protocol):
+    """A backend that asks others, and leaves those alone that fail."""
+
+    def circuits(self) -> Mapping[str, str]:
+        """Return the state of each endpoint's circuit: closed, open, half-open."""
         ...

@@ -6,22 +6,25 @@ import asyncio
 import contextlib
 import enum
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from kvatlas.errors import TokenizationError, TokenizationReason
+from kvatlas.observe.logs import get_logger
 from kvatlas.observe.metrics import Metrics
+from kvatlas.observe.scrape import TokensState
+from kvatlas.tokens.incremental import EncoderStats
+from kvatlas.tokens.local.backend import LocalBackend
 from kvatlas.tokens.prompts import ChatPrompt, Prompt, TextPrompt
-from kvatlas.tokens.results import Backend, Estimate, Tokenized
+from kvatlas.tokens.results import Backend, Estimate, RemoteBackend, Tokenized
 from kvatlas.tokens.workers import Workers
 
-if TYPE_CHECKING:
-    from kvatlas.tokens.local.backend import LocalBackend
+_log = get_logger(__name__)
 
 BYTES_PER_TOKEN = 4
 """About how much text a token stands for, in English."""
@@ -66,13 +69,17 @@ class Tokenization:
         waiting: Waiting = Waiting(),  # noqa: B008  # frozen
         workers: int = 4,
         queue_max: int = 1024,
+        warm: Sequence[str] = (),
     ) -> None:
+        """``warm``: models whose tokenizers :meth:`warm` loads."""
         self._backends = tuple(backends)
         self.local = local
         self.waiting = waiting
         self._metrics = metrics
+        self._warm = tuple(warm)
         self._exact: Workers[Tokenized] = Workers(workers, queue_max, "kvatlas-tokenize")
         self._stored: Workers[Tokenized] = Workers(STORED_THREADS, queue_max, "kvatlas-stored")
+        metrics.observe_tokens(self.state)
 
     @property
     def configured(self) -> bool:
@@ -106,9 +113,37 @@ class Tokenization:
         return self.ask(prompt, waiting).result()
 
     def warm(self) -> None:
-        """Begin to load the tokenizers that are named in the settings, so that no request waits for it."""
-        if self.local is not None:
-            self.local.tokenizers.warm()
+        """Begin to load tokenizers, so that no request waits for that. Returns at once; what fails is logged."""
+        if self.local is not None and self._warm:
+            threading.Thread(target=self._load, name="kvatlas-warm", daemon=True).start()
+
+    def _load(self) -> None:
+        assert self.local is not None
+        for model, error in self.local.tokenizers.warm(self._warm).items():
+            _log.warning(
+                "tokenizer not loaded", model=model, reason=error.reason.value, problem=error.problem, remedy=error.remedy
+            )
+
+    def state(self) -> TokensState:
+        """Return what is held and waited for, as metrics show it."""
+        local = self.local
+        store = local.store.stats() if local and local.store else None
+        encoders = local.encoder_stats() if local else EncoderStats()
+        circuits: dict[str, str] = {}
+        for backend in self._backends:
+            if isinstance(backend, RemoteBackend):
+                circuits.update(backend.circuits())
+        return TokensState(
+            in_flight=self._exact.in_flight,
+            shared=self._exact.shared,
+            tokenizers=len(local.tokenizers.loaded()) if local else 0,
+            store_bytes=store.bytes_estimated if store else 0,
+            store_entries=store.entries if store else 0,
+            store_evicted=store.evicted if store else 0,
+            store_mismatches=encoders.mismatches,
+            store_audit_failures=encoders.audit_failures,
+            circuits=circuits,
+        )
 
     def close(self) -> None:
         """Let go of threads and connections. What waits fails."""

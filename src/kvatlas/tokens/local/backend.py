@@ -9,13 +9,12 @@ from collections.abc import Mapping
 
 from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.tokens.encoding import LocalTokenizer
-from kvatlas.tokens.incremental import IncrementalEncoder
+from kvatlas.tokens.incremental import EncoderStats, IncrementalEncoder
 from kvatlas.tokens.local.loaded import LoadedTokenizers
 from kvatlas.tokens.prompts import ChatPrompt, Prompt
 from kvatlas.tokens.results import Tokenized, TokenSource
-from kvatlas.tokens.seams import Seams
 from kvatlas.tokens.stores import PrefixStore
-from kvatlas.tokens.truncation import truncate
+from kvatlas.tokens.truncation import trim_text, truncate
 
 
 class LocalBackend:
@@ -71,13 +70,25 @@ class LocalBackend:
             tokens_stored=stored,
         )
 
+    def encoder_stats(self) -> EncoderStats:
+        """Return what encoders did with the store, over all loaded tokenizers."""
+        total = EncoderStats()
+        with self._lock:
+            encoders = list(self._encoders.values())
+        for stats in (encoder.stats() for encoder in encoders):
+            for name in stats.__struct_fields__:
+                setattr(total, name, getattr(total, name) + getattr(stats, name))
+        return total
+
     def close(self) -> None:
         """Nothing to let go of."""
 
     def _encode(self, tokenizer: LocalTokenizer, prompt: Prompt) -> tuple[array[int], int]:
         """Return the tokens of a text, or of what a chat's template makes of it, and how many of them the store knew."""
         assert tokenizer.text is not None
-        text = self._text(tokenizer, prompt)
+        text = trim_text(
+            self._text(tokenizer, prompt), prompt.truncation, self._limit(tokenizer, prompt), tokenizer.chars_per_token_max
+        )
         encoder = self._encoder(tokenizer)
         if encoder is None:
             tokens, stored = tokenizer.text.encode(text).token_ids, 0
@@ -125,13 +136,23 @@ class LocalBackend:
             encoder = self._encoders.get(tokenizer)
             if encoder is None:
                 space = f"{tokenizer.name}@{tokenizer.revision}"
-                encoder = IncrementalEncoder(tokenizer.text, Seams.of(tokenizer.text), self.store, space)
+                encoder = IncrementalEncoder(tokenizer.text, tokenizer.text.seams(), self.store, space)
                 self._encoders[tokenizer] = encoder
             return encoder
 
+    def _limit(self, tokenizer: LocalTokenizer, prompt: Prompt) -> int | None:
+        return self._max_model_len.get(prompt.model, tokenizer.max_model_len)
+
     def _answer(self, tokenizer: LocalTokenizer, prompt: Prompt, tokens: array[int], stored: int) -> Tokenized:
-        limit = self._max_model_len.get(prompt.model, tokenizer.max_model_len)
-        tokens = truncate(tokens, prompt.truncation, limit)
+        around = tokenizer.text if prompt.add_special_tokens else None
+        tokens = truncate(
+            tokens,
+            prompt.truncation,
+            self._limit(tokenizer, prompt),
+            before=len(around.before) if around else 0,
+            after=len(around.after) if around else 0,
+            max_output_tokens=prompt.max_output_tokens,
+        )
         return Tokenized(
             token_ids=tokens,
             source=TokenSource.STORE if stored else TokenSource.LOCAL,
