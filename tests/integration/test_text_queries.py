@@ -1,4 +1,4 @@
-"""Queries with text and chats against a running service: HTTP, llm-d's example routes, gRPC. Tokens by the tiny model's tokenizer."""
+"""Queries with text and chats against a running service: HTTP, llm-d's example routes, gRPC. With the tiny model's tokenizer."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ MESSAGES = [
     {"role": "system", "content": "You are a booking agent. Be brief. " * 6},
     {"role": "user", "content": "I want to change my flight to Oslo. " * 6},
 ]
+IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}
 RENDERED = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in MESSAGES) + "<|im_start|>assistant\n"
 
 
@@ -196,11 +197,9 @@ async def test_a_wrong_request_is_refused_by_field(http: httpx.AsyncClient, body
 async def test_invalid_utf8_and_surrogates_are_refused(http: httpx.AsyncClient) -> None:
     raw = await http.post("/v1/score", content=b'{"model": "m", "text": "\xff\xfe"}')
     assert raw.status_code == 400
-    for body in (
-        {"model": MODEL, "text": "SURROGATE"},
-        {"model": MODEL, "chat": {"messages": [{"role": "user", "content": "SURROGATE"}]}},
-    ):
-        answer = await http.post("/v1/score", content=lone_surrogate(body))
+    chat = {"messages": [{"role": "user", "content": "SURROGATE"}]}
+    for prompt in ({"text": "SURROGATE"}, {"chat": chat}):
+        answer = await http.post("/v1/score", content=lone_surrogate({"model": MODEL, **prompt}))
         assert answer.status_code in (400, 422)
         assert answer.json()["error"]["problem"]
 
@@ -218,11 +217,12 @@ async def test_a_request_without_tokens_can_still_be_routed(http: httpx.AsyncCli
 
 
 async def test_megabytes_of_text_are_bounded_and_leave_the_service_responsive() -> None:
-    async with running(*WITH_TOKENIZER, "tokens.textCharsMax=100000", f"tokens.maxModelLen.{MODEL}=100000000") as addresses:
-        async with client(addresses) as http:
-            answer = await http.post("/v1/score", json={"model": MODEL, "text": "x" * 3_000_000})
-            assert (answer.status_code, answer.json()["error"]["reason"]) == (422, "bad_text")
-            assert "tokens.textCharsMax" in answer.json()["error"]["problem"]
+    bounds = ("tokens.textCharsMax=100000", f"tokens.maxModelLen.{MODEL}=100000000")
+    async with running(*WITH_TOKENIZER, *bounds) as addresses, client(addresses) as http:
+        answer = await http.post("/v1/score", json={"model": MODEL, "text": "x" * 3_000_000})
+        assert (answer.status_code, answer.json()["error"]["reason"]) == (422, "bad_text")
+        assert "tokens.textCharsMax" in answer.json()["error"]["problem"]
+        assert (await http.post("/v1/score", json={"model": MODEL, "text": "x"})).status_code == 200
 
 
 async def test_the_event_loop_answers_while_a_long_text_is_tokenized() -> None:
@@ -252,13 +252,13 @@ async def test_grpc_takes_text_and_chats(service: Addresses) -> None:
         )
         answer = await stub.Score(kvatlas_pb2.ScoreRequest(prompt=unscored))
         assert (answer.tokens.failure.reason, answer.tokens.exact) == ("unknown_model", False)
-        with pytest.raises(grpc.aio.AioRpcError, match="chat_json.messages") as raised:
-            bad = kvatlas_pb2.PromptQuery(model=MODEL, chat_json='{"messages": []}')
-            await stub.Score(kvatlas_pb2.ScoreRequest(prompt=bad))
+        no_messages = kvatlas_pb2.PromptQuery(model=MODEL, chat_json='{"messages": []}')
+        with pytest.raises(grpc.aio.AioRpcError, match=r"chat_json\.messages") as raised:
+            await stub.Score(kvatlas_pb2.ScoreRequest(prompt=no_messages))
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        with pytest.raises(grpc.aio.AioRpcError, match="tokenize.policy"):
-            bad = kvatlas_pb2.PromptQuery(model=MODEL, text="a", tokenize=kvatlas_pb2.TokenizeOptions(policy="soon"))
-            await stub.Score(kvatlas_pb2.ScoreRequest(prompt=bad))
+        no_policy = kvatlas_pb2.PromptQuery(model=MODEL, text="a", tokenize=kvatlas_pb2.TokenizeOptions(policy="soon"))
+        with pytest.raises(grpc.aio.AioRpcError, match=r"tokenize\.policy"):
+            await stub.Score(kvatlas_pb2.ScoreRequest(prompt=no_policy))
 
 
 async def test_llmds_grpc_clients_send_text(service: Addresses) -> None:

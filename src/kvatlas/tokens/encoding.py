@@ -70,6 +70,10 @@ class LocalTokenizer(Protocol):
         """How it tokenizes texts; None where prompts become tokens in one step (mistral_common)."""
         ...
 
+    def around(self, prompt: Prompt) -> tuple[int, int]:
+        """Return how many special tokens :meth:`tokenize` puts before and behind a prompt's own tokens."""
+        ...
+
     def render(self, chat: ChatPrompt) -> str:
         """Return a chat as the text that its template makes of it. Only where ``text`` is there. Raises TokenizationError."""
         ...

@@ -7,6 +7,8 @@ import weakref
 from array import array
 from collections.abc import Mapping
 
+import msgspec
+
 from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.tokens.encoding import LocalTokenizer
 from kvatlas.tokens.incremental import EncoderStats, IncrementalEncoder
@@ -39,7 +41,7 @@ class LocalBackend:
         """Return a prompt's tokens. ``timeout_s`` is not looked at: work in this process cannot be cut short."""
         tokenizer = self.tokenizers.get(prompt.model)
         if tokenizer.text is None:
-            tokens, stored = tokenizer.tokenize(self._within_bounds(prompt)), 0
+            tokens, stored = tokenizer.tokenize(self._trimmed(tokenizer, prompt)), 0
         else:
             tokens, stored = self._encode(tokenizer, prompt)
         return self._answer(tokenizer, prompt, tokens, stored)
@@ -104,10 +106,13 @@ class LocalBackend:
             return self._checked("messages", tokenizer.render(prompt))
         return self._checked("prompt", prompt.text)
 
-    def _within_bounds(self, prompt: Prompt) -> Prompt:
-        if not isinstance(prompt, ChatPrompt):
-            self._checked("prompt", prompt.text)
-        return prompt
+    def _trimmed(self, tokenizer: LocalTokenizer, prompt: Prompt) -> Prompt:
+        """Return what the engine tokenizes of a prompt that becomes tokens in one step."""
+        if isinstance(prompt, ChatPrompt):
+            return prompt
+        text = self._checked("prompt", prompt.text)
+        trimmed = trim_text(text, prompt.truncation, self._limit(tokenizer, prompt), tokenizer.chars_per_token_max)
+        return prompt if trimmed == text else msgspec.structs.replace(prompt, text=trimmed)
 
     def _checked(self, field: str, text: str) -> str:
         if len(text) > self._text_chars_max:
@@ -144,14 +149,10 @@ class LocalBackend:
         return self._max_model_len.get(prompt.model, tokenizer.max_model_len)
 
     def _answer(self, tokenizer: LocalTokenizer, prompt: Prompt, tokens: array[int], stored: int) -> Tokenized:
-        around = tokenizer.text if prompt.add_special_tokens else None
+        before, after = tokenizer.around(prompt)
+        limit = self._limit(tokenizer, prompt)
         tokens = truncate(
-            tokens,
-            prompt.truncation,
-            self._limit(tokenizer, prompt),
-            before=len(around.before) if around else 0,
-            after=len(around.after) if around else 0,
-            max_output_tokens=prompt.max_output_tokens,
+            tokens, prompt.truncation, limit, before=before, after=after, max_output_tokens=prompt.max_output_tokens
         )
         return Tokenized(
             token_ids=tokens,
