@@ -1,1 +1,1 @@
-"""Tokenizers elsewhere: an engine's render endpoint, a tokenization service."""
+"""Prompts become tokens elsewhere: at an engine's render endpoint, or at a tokenization service over gRPC."""
