@@ -1,4 +1,4 @@
-"""Queries with text and chats against a running service: HTTP, llm-d's example routes, gRPC. With the tiny model's tokenizer."""
+"""Queries with text and chats on a running service: HTTP, llm-d's example routes, gRPC. With the tiny model's tokenizer."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from kvatlas.errors import ConfigError
 from kvatlas.observe.metrics import Metrics
 from kvatlas.proto.indexer.v1 import indexer_pb2_grpc
 from kvatlas.proto.kvatlas.v1 import kvatlas_pb2_grpc
+from kvatlas.serve import tokenization
 from kvatlas.serve.gate import Gate
 from kvatlas.serve.grpc_calls import Calls
 from kvatlas.serve.grpc_services import KvAtlas, LlmdIndexer
@@ -23,7 +24,7 @@ from kvatlas.serve.queries import ServedIndex
 from kvatlas.serve.token import TokenCheck
 from kvatlas.tokens.tokenization import Tokenization
 
-SERVICES = ("indexer.v1.IndexerService", "kvatlas.v1.KvAtlas")
+SERVICES = ("indexer.v1.IndexerService", "kvatlas.v1.KvAtlas", tokenization.SERVICE)
 _HEALTH = "grpc.health.v1.Health"
 _REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
 _READINESS = ("", "readiness", *SERVICES)
@@ -32,14 +33,14 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class GrpcServer:
-    """Both services on one port. Must be made in the event loop that it runs in."""
+    """All services on one port. Must be made in the event loop that it runs in."""
 
-    def __init__(self, indexer: ServedIndex, tokenization: Tokenization, gate: Gate | None = None) -> None:
+    def __init__(self, indexer: ServedIndex, tokens: Tokenization, gate: Gate | None = None) -> None:
         self._api = indexer.config.api
-        prompts = Prompts(self._api, indexer.config.tokens, tokenization, indexer.metrics)
+        prompts = Prompts(self._api, indexer.config.tokens, tokens, indexer.metrics)
         calls = Calls(self._api, indexer.metrics, gate or Gate(self._api.concurrency_max))
         self._server = grpc.aio.server(
-            interceptors=[_TokenInterceptor(TokenCheck(self._api.token), indexer.metrics)],
+            interceptors=[TokenInterceptor(TokenCheck(self._api.token), indexer.metrics)],
             options=[
                 ("grpc.max_receive_message_length", self._api.body_bytes_max),
                 ("grpc.max_send_message_length", -1),
@@ -51,6 +52,8 @@ class GrpcServer:
         self._atlas = KvAtlas(indexer, prompts, calls)
         indexer_pb2_grpc.add_IndexerServiceServicer_to_server(LlmdIndexer(indexer, prompts, calls), self._server)
         kvatlas_pb2_grpc.add_KvAtlasServicer_to_server(self._atlas, self._server)
+        load = tokens.local.tokenizers.get if tokens.local else None
+        tokenization.add_tokenization(self._server, tokens, load, calls, indexer.config.tokens.timeout)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, _HEALTH, _REFLECTION), self._server)
@@ -60,7 +63,7 @@ class GrpcServer:
         """Take the configured port and return it. Raises ConfigError where it cannot be had."""
         host = f"[{self._api.grpc_host}]" if ":" in self._api.grpc_host else self._api.grpc_host
         address = f"{host}:{self._api.grpc_port}"
-        credentials = _credentials(self._api)
+        credentials = server_credentials(self._api)
         try:
             if credentials is None:
                 port = self._server.add_insecure_port(address)
@@ -92,7 +95,7 @@ class GrpcServer:
         self._atlas.close()
 
 
-class _TokenInterceptor(grpc.aio.ServerInterceptor):
+class TokenInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls without the token, except health checks, before their message is read."""
 
     def __init__(self, check: TokenCheck, metrics: Metrics) -> None:
@@ -122,7 +125,7 @@ class _TokenInterceptor(grpc.aio.ServerInterceptor):
         return self._refusal
 
 
-def _credentials(api: ApiSettings) -> grpc.ServerCredentials | None:
+def server_credentials(api: ApiSettings) -> grpc.ServerCredentials | None:
     if api.tls_cert_file is None or api.tls_key_file is None:
         return None
     return grpc.ssl_server_credentials([(Path(api.tls_key_file).read_bytes(), Path(api.tls_cert_file).read_bytes())])
