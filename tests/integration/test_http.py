@@ -400,5 +400,6 @@ async def test_the_openapi_document_is_complete_and_its_examples_are_accepted() 
                     answer = await http.request(method, path, json=example)
                     expected = operation["responses"]["200"]["content"]["application/json"]["example"]
                     assert answer.status_code == 200
-                    assert set(answer.json()) == (set() if path.startswith("/score_") else set(expected))
+                    if not path.startswith("/score_"):  # whose keys are pods
+                        assert set(answer.json()) - {"tokens"} == set(expected) - {"tokens"}
     indexer.close()

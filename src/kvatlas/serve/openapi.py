@@ -60,8 +60,6 @@ _TOKENS = {
     "complete": True,
     "count": 60,
     "from_store": 48,
-    "failure": None,
-    "estimated_count": None,
 }
 _POD = {
     "pod": "10.0.0.7:8000",
@@ -86,7 +84,7 @@ _HOLDER = {
     "speculative": False,
     "stale": False,
 }
-_LOCATED = {"blocks": [{"key": "0x1f3a5c7e9b2d4f60", "holders": [_HOLDER]}], "block_size_tokens": 16, "tokens": None}
+_LOCATED = {"blocks": [{"key": "0x1f3a5c7e9b2d4f60", "holders": [_HOLDER]}], "block_size_tokens": 16}
 _STREAM = {
     "pod": "10.0.0.7:8000",
     "dp_rank": 0,
@@ -222,7 +220,12 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     ),
     "score_completions": _llmd_query(LlmdCompletionBody, _COMPLETION),
     "score_chat_completions": _llmd_query(LlmdChatBody, {"model": _CHAT["model"], **_CHAT["chat"]}),  # type: ignore[dict-item]
-    "candidates": _query(CandidatesBody, {**_PROMPT, "limit": 3}, CandidatesAnswer, {"pods": [_POD], "tokens": None}),
+    "candidates": _query(
+        CandidatesBody,
+        {"model": _PROMPT["model"], "text": "Once upon a time", "limit": 3},
+        CandidatesAnswer,
+        {"pods": [_POD], "tokens": _TOKENS},
+    ),
     "locality": _query(LocalityBody, {"keys": ["0x1f3a5c7e9b2d4f60", "2250073426843488096"]}, LocalityAnswer, _LOCATED),
     "locality_by_url": {
         "summary": "Locality, by URL",
