@@ -92,7 +92,7 @@ def test_events_that_cannot_be_read_end_with_status_1(tmp_path: Path) -> None:
         (["replay", DATA / "dp2-rank0.bin", "--decoder", "telepathy"], "generic, sglang, vllm"),
         (["replay", DATA / "dp2-rank0.bin", "--to", "here"], "tcp://127.0.0.1:5557"),
         (["record", "here", "-o", "/dev/null"], "is no address"),
-        (["score", "--text", "hello", "--model", "m"], "tokenization is not in this version"),
+        (["score", "--text", "hello", "--tokens", "1", "--model", "m"], "give one of --tokens"),
         (["score", "--tokens", "1,two", "--model", "m"], "'two' at position 1 is no integer"),
         (["score", "--tokens", "1", "--model", "m", "--url", "http://127.0.0.1:1"], "start `kvatlas serve`"),
         (["pods", "--url", "http://127.0.0.1:1"], "start `kvatlas serve`"),

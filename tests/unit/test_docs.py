@@ -24,7 +24,7 @@ from kvatlas.config.layers import env_name
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
-SECTIONS = "zmq|api|keys|index|ingest|tieredCache|sources|log"
+SECTIONS = "zmq|api|keys|tokens|index|ingest|tieredCache|sources|log"
 OTHER_VARIABLES = {"KVATLAS_URL", "KVATLAS_NATIVE"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
@@ -165,6 +165,7 @@ ALLOWED_IMPORTS = {
     "score": {"index", "keys", "types", "errors"},
     "config": {"errors"},
     "observe": {"config", "results", "types", "errors"},
+    "tokens": {"config", "observe", "types", "errors", "proto"},
     "ingest": {"index", "keys", "config", "observe", "types", "errors", "proto"},
     "indexer": {"ingest", "index", "score", "keys", "config", "observe", "results", "types", "errors"},
     "cache_scorer": {"indexer", "keys", "results", "types"},
@@ -193,7 +194,7 @@ def test_architecture_has_a_row_for_every_module() -> None:
     source = REPOSITORY / "src" / "kvatlas"
     modules = [path.name + ("/" if path.is_dir() else "") for path in source.iterdir() if path.suffix == ".py" or path.is_dir()]
     assert [name for name in modules if f"`{name}`" not in text and name not in ("__init__.py", "__pycache__/")] == []
-    for folder in ("config", "ingest", "index", "score", "keys", "serve"):
+    for folder in ("config", "ingest", "index", "score", "keys", "tokens", "serve"):
         for file in (source / folder).glob("*.py"):
             assert file.name == "__init__.py" or f"`{folder}/{file.name}`" in text, f"{folder}/{file.name}"
     named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", text)
