@@ -45,13 +45,19 @@ _OWN_ARGUMENTS = frozenset(
 """What ``apply_chat_template`` takes for itself: templates never see it."""
 
 
+_PLAIN_ROLES = ("user", "assistant")
+
+
 def conversation(messages: Sequence[Mapping[str, Any]], content_format: Literal["string", "openai"]) -> list[dict[str, Any]]:
     """Return the messages that a template sees. What was passed in stays as it is. Raises TokenizationError."""
     if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
         raise _bad("messages", _kind(messages), "pass a list of messages")
     if not messages:
         raise _bad("messages", "there are none", "pass one message at least")
-    return [_message(message, f"messages[{index}]", content_format) for index, message in enumerate(messages)]
+    return [
+        _plain_message(message, content_format) or _message(message, f"messages[{index}]", content_format)
+        for index, message in enumerate(messages)
+    ]
 
 
 def with_developers_as_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -128,6 +134,14 @@ def check_text(text: str, chat: ChatPrompt | None = None) -> None:
 
 
 # --- one message
+
+
+def _plain_message(message: Mapping[str, Any], content_format: Literal["string", "openai"]) -> dict[str, Any] | None:
+    """Return a message that is a role and a text, as nearly all are; None for those that need a closer look."""
+    if content_format != "string" or type(message) is not dict or len(message) != 2:
+        return None
+    role, content = message.get("role"), message.get("content")
+    return {"role": role, "content": content} if role in _PLAIN_ROLES and type(content) is str else None
 
 
 def _message(message: Mapping[str, Any], path: str, content_format: Literal["string", "openai"]) -> dict[str, Any]:

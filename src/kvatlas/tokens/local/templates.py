@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal, TypeAlias
 
 import jinja2
@@ -112,6 +113,9 @@ def missing() -> TokenizationError:
 # --- rendering within bounds
 
 
+_PIECES_AT_A_TIME = 32
+
+
 class _TooMuchError(Exception):
     """A template took too long or wrote too much."""
 
@@ -135,9 +139,10 @@ def _text(template: jinja2.Template, context: dict[str, Any]) -> str:
     chars = 0
     _budget.until = time.monotonic() + SECONDS_MAX
     try:
-        for piece in template.generate(context):
-            pieces.append(piece)
-            chars += len(piece)
+        generated = template.generate(context)
+        while some := list(islice(generated, _PIECES_AT_A_TIME)):
+            pieces += some
+            chars += sum(map(len, some))
             if chars > TEXT_CHARS_MAX:
                 raise _TooMuchError(f"it writes more than {TEXT_CHARS_MAX} characters")
             _tick()
