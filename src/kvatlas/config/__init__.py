@@ -4,6 +4,7 @@ from kvatlas.config.quantities import Bytes, Seconds
 from kvatlas.config.settings import (
     ApiSettings,
     Config,
+    EngineHashSettings,
     EngineSettings,
     IndexSettings,
     IngestSettings,
@@ -13,6 +14,7 @@ from kvatlas.config.settings import (
     SourceSettings,
     TieredCacheSettings,
     ZmqSettings,
+    check_keys,
     describe_config,
     load_config,
 )
@@ -21,6 +23,7 @@ __all__ = [
     "ApiSettings",
     "Bytes",
     "Config",
+    "EngineHashSettings",
     "EngineSettings",
     "IndexSettings",
     "IngestSettings",
@@ -31,6 +34,7 @@ __all__ = [
     "SourceSettings",
     "TieredCacheSettings",
     "ZmqSettings",
+    "check_keys",
     "describe_config",
     "load_config",
 ]

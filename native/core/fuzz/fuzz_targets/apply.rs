@@ -14,7 +14,7 @@
 use kvatlas_core::decode::{Wire, decode};
 use kvatlas_core::events::{AttentionKind, Batch, Event, Extra, GroupSpec, Removed, Stored, Tier};
 use kvatlas_core::index::Index;
-use kvatlas_core::keys::KeySchema;
+use kvatlas_core::keys::{KeySchema, Mode};
 use kvatlas_core::promises::StreamName;
 use kvatlas_core::report::Limits;
 use kvatlas_core::score::{Question, Scorer, Scores, Weights};
@@ -36,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| {
         retired_max: input.bound(),
         promises_max: input.bound(),
     };
-    let schema = KeySchema { block_size_tokens: block_tokens, seed: "".into() };
+    let schema = KeySchema { block_size_tokens: block_tokens, seed: "".into(), mode: Mode::Kvatlas };
     let mut world = World { index: Index::new(State::new(schema.clone(), limits)), schema, limits, now_s: 0.0 };
     for _ in 0..STEPS_MAX {
         if input.0.is_empty() {
@@ -273,7 +273,8 @@ impl World {
             block_tokens: self.schema.block_size_tokens as u64,
             pods: (flags & 2 == 0).then_some(&["a", "nobody"]),
             model: [None, Some("one"), Some("")][input.below(3)],
-            scorer: [Scorer::LongestPrefix, Scorer::HighestBlockHit, Scorer::Coverage][input.below(3)],
+            is_confined: false,
+        scorer: [Scorer::LongestPrefix, Scorer::HighestBlockHit, Scorer::Coverage][input.below(3)],
             weights: &weights,
             stale_weight: 0.5,
         };
