@@ -40,8 +40,7 @@ fuzz_target!(|body: &[u8]| {
 
 fn index(blocks_max: usize) -> Index {
     let schema = KeySchema { block_size_tokens: 4, seed: "".into(), mode: Mode::Kvatlas };
-    let limits =
-        Limits { ttl_s: 10.0, blocks_max, bytes_max: 1 << 30, orphans_max: 4, retired_max: 4, promises_max: 4 };
+    let limits = Limits { ttl_s: 10.0, blocks_max, bytes_max: 1 << 30, orphans_max: 4, retired_max: 4, promises_max: 4 };
     Index::new(State::new(schema, limits))
 }
 

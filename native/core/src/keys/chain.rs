@@ -94,3 +94,43 @@ fn next(recipe: Recipe, parent: &mut Vec<u8>, tokens: &[u32], extra: Option<&[u8
 fn last_64(bytes: &[u8]) -> u64 {
     bytes.last_chunk().map_or(0, |last| u64::from_be_bytes(*last))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vllm_0_32_hashes_so() {
+        let none_hash = hex("9bd96a485ad84efdafb72ee48a1d7a69bcead0f8f0433173941b276b9581eef0");
+        let mut tokens: Vec<u32> = (1000..1016).collect();
+        tokens.extend([0, 23, 24, 255, 256, 65535, 65536, 151643, 2147483647, 5, 6, 7, 8, 9, 10, 11, 99]);
+        let found = keys(Recipe::Sha256Cbor, &none_hash, &tokens, 16, &[]);
+        assert_eq!(found, [3753563854825738204, 9104798072040182043]);
+        let salt = (0, hex("81826a63616368655f73616c74627331"));
+        let found = keys(Recipe::Sha256Cbor, &none_hash, &tokens, 16, &[salt]);
+        assert_eq!(found, [9638956459197874485, 16383054852124426873]);
+    }
+
+    #[test]
+    fn llm_d_hashes_so() {
+        let tokens: Vec<u32> = (1..=32).collect();
+        for (recipe, root, expected) in [
+            (Recipe::LlmdCborFnv, llmd::cbor_fnv_root(b"42", b"test-model"), [3239622172847516705, 18365376266021390534]),
+            (Recipe::LlmdXxh64, llmd::xxh64_root(b"", b"test-model"), [13553460584553255540, 9887990258693334188]),
+        ] {
+            assert_eq!(keys(recipe, &root.to_be_bytes(), &tokens, 16, &[]), expected);
+        }
+    }
+
+    #[test]
+    fn extras_beyond_the_last_whole_block_change_nothing() {
+        let tokens = [1, 2, 3];
+        let plain = keys(Recipe::Xxh3Cbor, b"root", &tokens, 2, &[]);
+        assert_eq!(keys(Recipe::Xxh3Cbor, b"root", &tokens, 2, &[(1, vec![0xF5])]), plain);
+        assert_ne!(keys(Recipe::Xxh3Cbor, b"root", &tokens, 2, &[(0, vec![0xF5])]), plain);
+    }
+
+    fn hex(text: &str) -> Vec<u8> {
+        text.as_bytes().chunks(2).map(|two| u8::from_str_radix(str::from_utf8(two).unwrap_or(""), 16).unwrap_or(0)).collect()
+    }
+}
