@@ -5,7 +5,7 @@ from typing import TypeAlias, final
 
 from typing_extensions import Buffer
 
-__all__ = ["VERSION", "Core", "Scores", "decode"]
+__all__ = ["VERSION", "Core", "Scores", "block_keys", "decode"]
 
 VERSION: str
 
@@ -60,6 +60,14 @@ _Question: TypeAlias = tuple[list[str] | None, str | None, str, list[tuple[str, 
 _Row: TypeAlias = tuple[str, int, str | None, float, int, int, int, list[tuple[str, int]], int, int | None]
 """Pod, rank, model, score, matched blocks, matched and cached tokens, blocks by tier, speculative blocks, stale (a code)."""
 
+def block_keys(
+    recipe: str, root: bytes, tokens: Buffer | Sequence[int], block_size_tokens: int, extras: Sequence[tuple[int, bytes]]
+) -> list[int]:
+    """Return the keys of a prompt's whole blocks after ``root``, by an engine's algorithm or llm-d's.
+
+    ``extras``: block and what stands for its extras, serialized, in the order of blocks.
+    """
+
 def decode(payload: bytes, wire: str) -> tuple[float | None, int | None, list[_Event]] | None:
     """Return a payload's timestamp, rank and events; None for one that the Python decoder has to judge."""
 
@@ -87,6 +95,7 @@ class Core:
         cls,
         block_size_tokens: int,
         seed: str,
+        mode: str = "kvatlas",
         *,
         ttl_s: float,
         blocks_max: int,
@@ -118,8 +127,15 @@ class Core:
     ) -> list[Scores]:
         """Score prompts, each with its root and extras."""
 
-    def score_keys(self, keys: Buffer | Sequence[int], prompt_tokens: int, question: _Question, now_s: float) -> Scores:
-        """Score a prompt by the keys of its blocks."""
+    def score_keys(
+        self,
+        keys: Buffer | Sequence[int],
+        prompt_tokens: int,
+        question: _Question,
+        now_s: float,
+        confined: bool = False,
+    ) -> Scores:
+        """Score a prompt by the keys of its blocks. ``confined``: a stream of another model is no candidate."""
 
     def promise(self, pod: str, dp_rank: int, keys: Buffer | Sequence[int], end_s: float) -> None:
         """Note that a stream will soon hold these keys."""

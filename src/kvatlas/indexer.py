@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from kvatlas.config import Config, EngineSettings
+from kvatlas.config import Config, EngineSettings, check_keys
 from kvatlas.index import Index, IndexLimits, make_index
 from kvatlas.ingest.apply import Applier
 from kvatlas.ingest.ingestor import Ingestor
@@ -17,7 +17,7 @@ from kvatlas.ingest.setup import limits_of, sources_of
 from kvatlas.ingest.sources import Origin
 from kvatlas.ingest.sources.zmq import ZmqCentralSource
 from kvatlas.ingest.worker import StreamWorker
-from kvatlas.keys import KeySchema, as_token_array
+from kvatlas.keys import KeyRecipe, as_token_array, key_recipe
 from kvatlas.observe.metrics import Metrics
 from kvatlas.results import BlockLocality, Holder, PodScore, PodStatus, Query, ScoreResult
 from kvatlas.score import Matcher, Prompt, Scorer, TierWeights, load_scorer
@@ -37,7 +37,7 @@ class Indexer:
     ) -> None:
         self.config = config or Config()
         settings = self.config
-        self.schema = KeySchema(settings.keys.block_size, settings.keys.seed)
+        self.schema = _key_recipe(settings)
         self.index: Index = index or make_index(self.schema, _index_limits(settings), clock, settings.index.core)
         self.metrics = metrics or Metrics(core=self.index.core)
         weights = TierWeights(
@@ -85,7 +85,11 @@ class Indexer:
     # -- read path ----------------------------------------------------------------------------------------------------
 
     def block_keys(self, query: Query) -> list[BlockKey]:
-        """Return the key of every whole index block of a prompt. TokensError for input that is no token ids."""
+        """Return the key of every whole index block of a prompt.
+
+        TokensError for input that is no token ids. Where keys are the engines' hashes or llm-d's, RequestError for an adapter
+        that is not in keys.engine.loras, and for a multimodal item without a length.
+        """
         return self.schema.keys(
             as_token_array(query.token_ids),
             self._canonical(query.model),
@@ -97,7 +101,8 @@ class Indexer:
     def score(self, query: Query) -> ScoreResult:
         """Score every candidate for a prompt, best first: the pods that serve the model, and whoever holds something of it.
 
-        Pods of another model are no candidates. TokensError for bad tokens, RequestError for an unknown scorer.
+        Pods of another model are no candidates. TokensError for bad tokens, RequestError for an unknown scorer, and as
+        :meth:`block_keys` does.
         """
         started_s = time.perf_counter()
         name = query.scorer or self.config.scorer
@@ -261,6 +266,13 @@ def _silent(engine: EngineSettings) -> PodStatus:
         last_event_age_s=None,
         source=engine.endpoint,
     )
+
+
+def _key_recipe(config: Config) -> KeyRecipe:
+    keys = config.keys
+    check_keys(keys)
+    engine = keys.engine
+    return key_recipe(keys.mode, keys.block_size, keys.seed, engine.algorithm, engine.seed, engine.loras)
 
 
 def _index_limits(config: Config) -> IndexLimits:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
+from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 
 from kvatlas.index import Index, IndexLimits
 from kvatlas.index.protocol import PLACES_MAX
-from kvatlas.keys import KeySchema
+from kvatlas.keys import EngineKeys, HashScheme, KeyRecipe, KeySchema, LlmdKeys
+from kvatlas.keys.engine_hashes import UNSET_SEED
 from kvatlas.types import (
     CPU,
     DISK,
@@ -36,8 +40,33 @@ from kvatlas.types import (
 from tests.contract.implementations import IMPLEMENTATIONS, MakeIndex
 
 SIZE = 4
-SCHEMA = KeySchema(SIZE)
+RECIPES: dict[str, KeyRecipe] = {
+    "kvatlas": KeySchema(SIZE),
+    "engine": EngineKeys(HashScheme("sha256_cbor", UNSET_SEED), SIZE),
+    "llmd": LlmdKeys(SIZE),
+}
+SCHEMA: KeyRecipe = RECIPES["kvatlas"]
+"""That of the test: all run with each."""
 ONE, TWO = Stream(PodId("one")), Stream(PodId("two"))
+
+
+T = TypeVar("T", bound=Callable[..., object])
+
+
+def chained(test: T) -> T:
+    """Mark a test of what follows from tokens and parents: where keys are engine hashes it means nothing."""
+    test.chained = True  # type: ignore[attr-defined]
+    return test
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    names = [name for name in RECIPES if name != "engine" or not hasattr(metafunc.function, "chained")]
+    metafunc.parametrize("recipe", names, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def recipe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SCHEMA", RECIPES[request.param])
 
 
 class Clock:
@@ -73,6 +102,8 @@ def keys_of(prompt: str, **what: object) -> list[BlockKey]:
 
 
 def hashes_of(prompt: str) -> tuple[EngineHash, ...]:
+    if isinstance(SCHEMA, EngineKeys):
+        return tuple(map(EngineHash, keys_of(prompt)))
     return tuple(EngineHash(hash(prompt[: i + 1]) & (2**64 - 1)) for i in range(len(prompt)))
 
 
@@ -170,6 +201,7 @@ def test_a_placeholder_is_known_by_its_engine_hash_even_after_the_device_let_go_
     assert copies(index, "ab")[1] == {Slot(ONE, CPU): 1}
 
 
+@chained
 def test_a_placeholder_that_comes_first_waits_as_an_orphan(index: Index) -> None:
     report = apply(index, ONE, placeholder("a", CPU))
     assert report.orphaned == 1
@@ -180,6 +212,7 @@ def test_a_placeholder_that_comes_first_waits_as_an_orphan(index: Index) -> None
     assert copies(index, "a") == [{Slot(ONE): 1, Slot(ONE, CPU): 1}]
 
 
+@chained
 def test_children_of_an_unknown_parent_are_adopted_when_it_comes(index: Index) -> None:
     apply(index, ONE, stored("abcd", after="abc"), stored("abc", after="a"))
     assert index.stats().orphans == 3
@@ -189,6 +222,7 @@ def test_children_of_an_unknown_parent_are_adopted_when_it_comes(index: Index) -
     assert blocks_held(index, "abcd") == 4
 
 
+@chained
 def test_a_long_chain_of_orphans_is_adopted_without_recursion(index: Index) -> None:
     chain = "".join(chr(97 + i % 26) for i in range(5000))
     hashes = tuple(EngineHash(i + 1) for i in range(5000))
@@ -206,6 +240,7 @@ def test_an_orphan_that_is_removed_before_it_is_named_leaves_nothing(index: Inde
     assert index.stats().orphans == 0
 
 
+@chained
 def test_a_block_that_got_its_keys_waits_for_its_parent_no_longer(make: MakeIndex, clock: Clock) -> None:
     index = make(SCHEMA, IndexLimits(retired_max=0), clock)
     block, one_parent, other_parent = EngineHash(1), EngineHash(2), EngineHash(3)
@@ -221,6 +256,7 @@ def test_a_block_that_got_its_keys_waits_for_its_parent_no_longer(make: MakeInde
     assert apply(index, ONE, after(None, other_parent)).adopted == 1
 
 
+@chained
 def test_orphans_are_bounded_and_counted(make: MakeIndex, clock: Clock) -> None:
     index = make(SCHEMA, IndexLimits(orphans_max=10), clock)
     report = ApplyReport()
@@ -251,6 +287,7 @@ def test_groups_are_learnt_from_events(index: Index) -> None:
     assert index.streams()[ONE].model == "m"
 
 
+@chained
 def test_extra_keys_tell_blocks_apart_and_an_adapter_is_a_model_of_its_own(index: Index) -> None:
     salted = BlockStored((EngineHash(1),), None, tokens_of("a"), SIZE, extras=((Extra(0, "salt", b"s"),),))
     lora = BlockStored((EngineHash(2),), None, tokens_of("a"), SIZE, lora_name="adapter")
@@ -340,6 +377,7 @@ def test_bytes_are_bounded_whatever_is_stored(make: MakeIndex, clock: Clock, byt
     assert index.stats().blocks > 0
 
 
+@chained
 def test_bytes_are_bounded_where_no_block_has_a_key_yet(make: MakeIndex, clock: Clock) -> None:
     index = make(KeySchema(2 * SIZE), IndexLimits(bytes_max=20_000), clock)
     for i in range(200):
@@ -349,6 +387,7 @@ def test_bytes_are_bounded_where_no_block_has_a_key_yet(make: MakeIndex, clock: 
     assert index.stats().bytes_estimated <= 20_000
 
 
+@chained
 def test_blocks_held_nowhere_are_remembered_in_two_generations(make: MakeIndex, clock: Clock) -> None:
     index = make(SCHEMA, IndexLimits(retired_max=4), clock)
     apply(index, ONE, *(stored(letter) for letter in "abcd"), *(removed(letter) for letter in "abcd"))
@@ -357,6 +396,7 @@ def test_blocks_held_nowhere_are_remembered_in_two_generations(make: MakeIndex, 
     assert [blocks_held(index, prompt) for prompt in "abcd"] == [0, 0, 1, 1]
 
 
+@chained
 def test_a_clear_that_retires_more_than_is_remembered_forgets_them(make: MakeIndex, clock: Clock) -> None:
     index = make(SCHEMA, IndexLimits(retired_max=4), clock)
     apply(index, ONE, stored("abcde"), AllBlocksCleared())
@@ -426,3 +466,45 @@ def test_stats_count_what_is_there(index: Index) -> None:
     stats = index.stats()
     assert (stats.blocks, stats.entries, stats.streams, stats.pods) == (2, 4, 2, 2)
     assert stats.bytes_estimated > 0
+
+
+# -- keys that are engine hashes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_hash(make: MakeIndex, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Index:
+    monkeypatch.setattr(sys.modules[__name__], "SCHEMA", RECIPES["engine"])
+    return make(SCHEMA, IndexLimits(), clock)
+
+
+def test_a_block_is_held_under_its_hash_without_tokens_and_without_a_parent(by_hash: Index) -> None:
+    report = apply(by_hash, ONE, placeholder("abc", CPU), placeholder("ab", STORAGE), stored("a"))
+    assert (report.stored, report.orphaned, report.adopted) == (3, 0, 0)
+    assert copies(by_hash, "abc") == [{Slot(ONE): 1}, {Slot(ONE, STORAGE): 1}, {Slot(ONE, CPU): 1}]
+    assert apply(by_hash, ONE, removed("abc", CPU), removed("abc", CPU)).removed_unknown == 1
+    assert copies(by_hash, "abc")[2] == {}
+
+
+def test_what_an_event_says_of_a_blocks_content_is_not_looked_at(by_hash: Index) -> None:
+    one, two, _ = hashes_of("abc")
+    extras = ((Extra(0, "mm", b"i"),), ())
+    apply(by_hash, ONE, BlockStored((one, two), EngineHash(99), tokens_of("zz"), SIZE, lora_name="x", extras=extras))
+    assert copies(by_hash, "ab") == [{Slot(ONE): 1}, {Slot(ONE): 1}]
+
+
+def test_a_hash_that_comes_twice_in_an_event_is_two_copies(by_hash: Index) -> None:
+    one, two = hashes_of("ab")
+    assert apply(by_hash, ONE, BlockStored((one, two, one, two, *hashes_of("z")))).duplicates == 2
+    assert copies(by_hash, "abz")[:2] == [{Slot(ONE): 2}, {Slot(ONE): 2}]
+    assert blocks_held(by_hash, "z") == 1
+
+
+@pytest.mark.parametrize("size", [SIZE // 2, 2 * SIZE])
+def test_blocks_of_another_size_are_refused_and_counted(by_hash: Index, size: int) -> None:
+    spec = GroupSpec(block_size_tokens=size)
+    report = apply(by_hash, ONE, BlockStored(hashes_of("ab"), None, tokens_of("ab"), size, spec=spec))
+    assert (report.stored, report.refused, report.orphaned) == (0, 2, 0)
+    assert copies(by_hash, "ab") == [{}, {}]
+    assert by_hash.streams()[ONE].groups == {GroupIdx(0): spec}, "who looks for the reason sees the engine's size"
+    assert apply(by_hash, ONE, BlockRemoved(hashes_of("ab"))).removed_unknown == 2
+    assert apply(by_hash, ONE, BlockStored(hashes_of("ab"), block_size_tokens=0)).stored == 2, "a placeholder tells no size"

@@ -10,7 +10,7 @@ import msgspec
 
 from kvatlas.index import Index, IndexLimits, ReferenceIndex
 from kvatlas.index.native import NativeIndex
-from kvatlas.keys import KeySchema
+from kvatlas.keys import KeyRecipe
 from kvatlas.types import BlockKey, BlockStored, EngineHash, EventBatch, Lookup, PodId, Stream
 from tests.models.steps import SCHEMA, Step
 
@@ -18,7 +18,7 @@ from tests.models.steps import SCHEMA, Step
 class Lockstep:
     """The reference and the native index at one clock."""
 
-    def __init__(self, limits: IndexLimits, *, schema: KeySchema = SCHEMA, looking: bool = False) -> None:
+    def __init__(self, limits: IndexLimits, *, schema: KeyRecipe = SCHEMA, looking: bool = False) -> None:
         """``looking``: all blocks are looked up after every step. Else only at the end: a lookup makes a new order of use."""
         self.now_s = 0.0
         self.schema = schema

@@ -15,7 +15,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from kvatlas.index import IndexLimits
-from kvatlas.keys import KeySchema
+from kvatlas.keys import EngineKeys, HashScheme, KeyRecipe, KeySchema, LlmdKeys
 from kvatlas.types import (
     AllBlocksCleared,
     AttentionKind,
@@ -47,6 +47,12 @@ EXAMPLES_FACTOR = int(os.environ.get("KVATLAS_EXAMPLES_FACTOR", "1"))
 """For long runs by hand: so many times the examples."""
 
 SCHEMA = KeySchema(4)
+SCHEMAS: dict[str, KeyRecipe] = {
+    "kvatlas": SCHEMA,
+    "engine": EngineKeys(HashScheme("sha256_cbor", "0"), 4),
+    "llmd-cbor-fnv": LlmdKeys(4, "0"),
+    "llmd-xxh64": LlmdKeys(4, "0", "llmd-xxh64"),
+}
 STREAMS = [
     Stream(PodId("a")),
     Stream(PodId("a"), DpRank(1)),
@@ -70,6 +76,8 @@ class Engines(msgspec.Struct, frozen=True):
     hashing: str = "orderly"
     """How they name blocks: ``orderly``, by all that they hold; ``by prefix``, by tokens only; ``few``, nearly at random."""
     prompt_tokens: int = 24
+    schema: KeyRecipe = SCHEMA
+    """The index's."""
 
 
 def one_of(pick: Pick, values: Sequence[T]) -> T:
@@ -93,9 +101,18 @@ def extras_of(flavour: int, start: int, size: int) -> tuple[Extra, ...]:
 
 
 def keys_of(engines: Engines, number: int, flavour: int, root: str) -> list[BlockKey]:
-    """The keys of a prompt."""
-    tokens = array("I", prompt_of(number, engines.prompt_tokens))
-    return SCHEMA.extend(SCHEMA.root(root), tokens, extras_of(min(flavour, 1), 0, len(tokens)))[0]
+    """The keys of a prompt. Where they are engine hashes: as stream "a" names its blocks, or some that do not exist."""
+    prompt = prompt_of(number, engines.prompt_tokens)
+    schema = engines.schema
+    if isinstance(schema, EngineKeys):
+        if engines.hashing == "few":
+            return [BlockKey(hash_) for hash_ in range(8)]
+        size = schema.block_size_tokens
+        more = (size, flavour, None) if engines.hashing == "orderly" else ()
+        named = [(prompt[:end], *more) for end in range(size, len(prompt) + 1, size)]
+        return [BlockKey(zlib.crc32(repr(name).encode())) for name in named]
+    tokens = array("I", prompt)
+    return schema.extend(schema.root(root), tokens, extras_of(min(flavour, 1), 0, len(tokens)))[0]
 
 
 class Blocks:

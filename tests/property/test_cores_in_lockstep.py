@@ -34,7 +34,7 @@ from kvatlas.types import (
     Stream,
 )
 from tests.models.lockstep import Lockstep
-from tests.models.steps import EXAMPLES_FACTOR, SCHEMA, Engines, keys_of, runs, step
+from tests.models.steps import EXAMPLES_FACTOR, SCHEMA, SCHEMAS, Engines, keys_of, runs, step
 
 ENGINES = {
     "index blocks": Engines((4,)),
@@ -57,12 +57,25 @@ def test_equal_after_every_step(engines: Engines, looking: bool, data: st.DataOb
     Lockstep(limits, looking=looking).follow(steps)
 
 
+@pytest.mark.parametrize("looking", [False, True], ids=["by effects", "looking"])
+@pytest.mark.parametrize("engines", [name for name in ENGINES if "larger" not in name and "smaller" not in name])
+@pytest.mark.parametrize("mode", [mode for mode in SCHEMAS if mode != "kvatlas"])
+@settings(max_examples=40 * EXAMPLES_FACTOR, deadline=None)
+@given(data=st.data())
+def test_equal_after_every_step_with_keys_of_other_kinds(mode: str, engines: str, looking: bool, data: st.DataObject) -> None:
+    modelled = msgspec.structs.replace(ENGINES[engines], schema=SCHEMAS[mode])
+    limits, steps = data.draw(runs(modelled))
+    Lockstep(limits, schema=SCHEMAS[mode], looking=looking).follow(steps)
+
+
+@pytest.mark.parametrize("mode", SCHEMAS)
 @pytest.mark.parametrize("hashing", ["orderly", "few"])
 @settings(max_examples=25 * EXAMPLES_FACTOR, deadline=None)
 @given(data=st.data())
-def test_equal_where_events_are_longer_than_what_is_done_at_once(hashing: str, data: st.DataObject) -> None:
-    limits, steps = data.draw(runs(Engines((4, 4, 2, 8), hashing, prompt_tokens=240), steps_max=15))
-    Lockstep(limits).follow(steps)
+def test_equal_where_events_are_longer_than_what_is_done_at_once(hashing: str, mode: str, data: st.DataObject) -> None:
+    schema = SCHEMAS[mode]
+    limits, steps = data.draw(runs(Engines((4, 4, 2, 8), hashing, prompt_tokens=240, schema=schema), steps_max=15))
+    Lockstep(limits, schema=schema).follow(steps)
 
 
 @settings(max_examples=30 * EXAMPLES_FACTOR, deadline=None)

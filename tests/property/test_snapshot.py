@@ -15,9 +15,10 @@ pytest.importorskip("kvatlas._native")
 from kvatlas.errors import SnapshotError
 from kvatlas.index import IndexLimits
 from kvatlas.index.native import NativeIndex
+from kvatlas.keys import KeyRecipe
 from kvatlas.types import BlockKey
 from tests.models.lockstep import readable
-from tests.models.steps import EXAMPLES_FACTOR, SCHEMA, Engines, Step, keys_of, picking, step
+from tests.models.steps import EXAMPLES_FACTOR, SCHEMA, SCHEMAS, Engines, Step, keys_of, picking, step
 from tests.models.steps import limits as some_limits
 
 ENGINES = {
@@ -33,12 +34,12 @@ ENGINES = {
 class Restored:
     """Two indexes, one of them restored from the other; their clocks differ, but go on at one pace."""
 
-    def __init__(self, limits: IndexLimits, clocks_apart_s: float) -> None:
+    def __init__(self, limits: IndexLimits, clocks_apart_s: float, schema: KeyRecipe = SCHEMA) -> None:
         self.now_s = 0.0
         self.apart_s = clocks_apart_s
         self.limits = limits
-        self.original = NativeIndex(SCHEMA, limits, lambda: self.now_s)
-        self.restored = NativeIndex(SCHEMA, limits, lambda: self.now_s + self.apart_s)
+        self.original = NativeIndex(schema, limits, lambda: self.now_s)
+        self.restored = NativeIndex(schema, limits, lambda: self.now_s + self.apart_s)
 
     def follow(self, steps: Iterable[Step], *, both: bool) -> None:
         for name, *arguments in steps:
@@ -97,6 +98,20 @@ def test_a_restored_index_goes_on_as_the_original(engines: Engines, data: st.Dat
     indexes.restore()
     indexes.follow(after, both=True)
     indexes.look_at_all(all_keys(engines))
+
+
+@pytest.mark.parametrize("mode", [mode for mode in SCHEMAS if mode != "kvatlas"])
+@pytest.mark.parametrize("engines", ENGINES.values(), ids=ENGINES)
+@settings(max_examples=30 * EXAMPLES_FACTOR, deadline=None)
+@given(data=st.data())
+def test_one_with_keys_of_another_kind_does_too(engines: Engines, mode: str, data: st.DataObject) -> None:
+    modelled = msgspec.structs.replace(engines, schema=SCHEMAS[mode])
+    limits, before, after, apart_s = data.draw(runs(modelled))
+    indexes = Restored(limits, apart_s, SCHEMAS[mode])
+    indexes.follow(before, both=False)
+    indexes.restore()
+    indexes.follow(after, both=True)
+    indexes.look_at_all(all_keys(modelled))
 
 
 @settings(max_examples=60 * EXAMPLES_FACTOR, deadline=None)

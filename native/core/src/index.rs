@@ -11,7 +11,7 @@ use crate::report::{Report, Stats};
 use crate::score::{Question, Scores, score};
 use crate::slots::{Slot, StreamId};
 use crate::snapshot::{self, SnapshotError};
-use crate::state::{STEP_BLOCKS, State, Storing};
+use crate::state::{Naming, STEP_BLOCKS, State, Storing};
 use crate::victims::Victims;
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use smallvec::SmallVec;
@@ -303,17 +303,29 @@ fn store(turn: &mut Turn, id: StreamId, event: &Stored, batch: &Batch, report: &
     if let Some(spec) = event.spec {
         state.learn_group(id, event.group, spec);
     }
+    let size = event.block_size_tokens.map_or(0, |size| size as usize);
+    let by_hash = state.shared.schema.keys_are_hashes();
+    if by_hash && size > 0 && size != state.shared.schema.block_size_tokens {
+        report.refused += hashes.len() as u64; // a hash of other blocks than prompts are cut into is nobody's key
+        return;
+    }
     let Some(slot) = state.slot(id, &event.tier, event.group) else {
         report.refused += hashes.len() as u64;
         return;
     };
-    let size = event.block_size_tokens.map_or(0, |size| size as usize);
-    let is_named = size > 0 && tokens.len() / size == hashes.len();
+    let naming = match size {
+        _ if by_hash => Naming::Hashes,
+        1.. if tokens.len() / size == hashes.len() => Naming::Tokens(size, tokens),
+        _ => Naming::Nothing,
+    };
     let mut storing = Storing {
         slot,
-        naming: is_named.then_some((size, tokens)),
-        extras: event.extras.as_deref(),
-        end: if is_named { state.chain_start(id, event.parent, event.lora_name.as_deref()) } else { None },
+        naming,
+        extras: event.extras.as_deref().filter(|_| !by_hash),
+        end: match naming {
+            Naming::Tokens(..) => state.chain_start(id, event.parent, event.lora_name.as_deref()),
+            _ => None,
+        },
         parent: event.parent,
         touched: SmallVec::with_capacity(hashes.len()),
         first_tick: state.take_ticks(hashes.len()),

@@ -46,6 +46,8 @@ pub struct Question<'a> {
     pub pods: Option<&'a [&'a str]>,
     /// Streams of another model are no candidates, unless they hold something.
     pub model: Option<&'a str>,
+    /// Nor are they then: keys do not tell models apart.
+    pub is_confined: bool,
     /// How to score.
     pub scorer: Scorer,
     /// Tier weights.
@@ -139,20 +141,26 @@ impl Order {
 pub fn score(state: &State, found: &Found, blocks: u32, question: &Question) -> Scores {
     let order = Order::new(state, question.weights);
     let is_wanted = |name: &StreamName| question.pods.is_none_or(|pods| pods.contains(&&*name.pod));
-    let mut wanted: Vec<bool> = vec![question.pods.is_none(); state.streams.len()];
-    if question.pods.is_some() {
-        state.streams().for_each(|stream| wanted[stream.id as usize] = is_wanted(&stream.name));
+    let is_of_model = |stream: &Stream| match (&stream.model, question.model) {
+        (Some(model), Some(wanted)) => **model == *wanted,
+        _ => true,
+    };
+    let mut wanted: Vec<bool> = vec![true; state.streams.len()];
+    if question.pods.is_some() || question.is_confined {
+        let is_asked = |stream: &Stream| is_wanted(&stream.name) && (!question.is_confined || is_of_model(stream));
+        state.streams().for_each(|stream| wanted[stream.id as usize] = is_asked(stream));
     }
     let mut holdings: Vec<Holding> = Vec::new();
     holdings.resize_with(state.streams.len(), Holding::default);
     let mut held = collect(state, found, &order, &wanted, &mut holdings);
     let mut strangers: HashMap<&Arc<StreamName>, Holding> = HashMap::new();
     for (position, name) in &found.promised {
-        if !is_wanted(name) {
+        let id = state.find_stream(name);
+        if !id.map_or_else(|| is_wanted(name), |id| wanted[id as usize]) {
             continue;
         }
         held.push((*position, *position + 1));
-        let holding = match state.find_stream(name) {
+        let holding = match id {
             Some(id) => &mut holdings[id as usize],
             None => strangers.entry(name).or_default(),
         };
@@ -163,10 +171,7 @@ pub fn score(state: &State, found: &Found, blocks: u32, question: &Question) -> 
     for stream in state.streams().filter(|stream| wanted[stream.id as usize]) {
         let groups = if stream.groups.is_empty() { &one_full_group[..] } else { &stream.groups };
         let holding = &holdings[stream.id as usize];
-        let is_candidate = match (&stream.model, question.model) {
-            (Some(model), Some(wanted)) => **model == *wanted,
-            _ => true,
-        };
+        let is_candidate = is_of_model(stream);
         let nothing = holding.groups.is_empty() && holding.promised.is_empty();
         if nothing && !is_candidate && groups.iter().any(|(_, spec)| reads_blocks(spec)) {
             continue;

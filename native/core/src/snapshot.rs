@@ -4,8 +4,8 @@
 //! and x if it is 1; `[x]` is a count and so many x; text is a count of bytes, and UTF-8.
 //!
 //! ```text
-//! header    "KVATLAS\0", version u16, flags u16 (0)
-//! schema    block size in tokens, seed: text
+//! header    "KVATLAS\0", version u16, flags u16: 1 where keys are not ours, else 0
+//! schema    block size in tokens, seed: text, with flag 1: mode: text ("llmd-xxh64", "engine sha256_cbor", ...)
 //! tiers     [name: text], the device's first
 //! evicted   keys by reason: ttl, size, bytes
 //! streams   [stream?] by number, [number that is free] in the order in which they will be given again but backwards
@@ -51,6 +51,8 @@ use std::fmt;
 const MAGIC: &[u8; 8] = b"KVATLAS\0";
 const VERSION: u16 = 1;
 const TRAILER: usize = 8;
+/// Keys are not ours: their mode is told.
+const OTHER_MODE: u16 = 1;
 
 /// Why nothing was restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +101,9 @@ impl fmt::Display for SnapshotError {
         match self {
             Self::NotEmpty => write!(to, "the index is not empty"),
             Self::NoSnapshot => write!(to, "not a snapshot of kvatlas"),
-            Self::Version(version, flags) => write!(to, "version {version}, flags {flags}; known: version {VERSION}, flags 0"),
+            Self::Version(version, flags) => {
+                write!(to, "version {version}, flags {flags}; known: version {VERSION}, flags 0 and {OTHER_MODE}")
+            }
             Self::Checksum => write!(to, "the checksum does not fit: the snapshot was cut or changed"),
             Self::Schema { field, theirs, ours } => write!(to, "{field}: {theirs} in the snapshot, {ours} in the index"),
             Self::Damaged { at_byte, problem } => write!(to, "{problem} at byte {at_byte}"),
@@ -114,13 +118,13 @@ mod tests {
     use super::*;
     use crate::events::{Batch, Event, Stored, Tier};
     use crate::index::Index;
-    use crate::keys::KeySchema;
+    use crate::keys::{KeySchema, Mode};
     use crate::promises::StreamName;
     use crate::report::Limits;
     use crate::state::State;
 
     fn empty() -> Index {
-        let schema = KeySchema { block_size_tokens: 4, seed: "".into() };
+        let schema = KeySchema { block_size_tokens: 4, seed: "".into(), mode: Mode::Kvatlas };
         let limits = Limits {
             ttl_s: 1e9,
             blocks_max: 1 << 30,

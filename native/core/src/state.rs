@@ -23,7 +23,7 @@ mod naming;
 mod remove;
 mod store;
 
-pub use store::Storing;
+pub use store::{Naming, Storing};
 
 /// Blocks that a writer changes before it lets readers in: about 3 microseconds.
 pub const STEP_BLOCKS: usize = crate::size(32, 4);

@@ -7,7 +7,7 @@
 
 use kvatlas_core::events::{Batch, Event, Removed, Stored, Tier};
 use kvatlas_core::index::Index;
-use kvatlas_core::keys::{BlockKey, KeySchema};
+use kvatlas_core::keys::{BlockKey, KeySchema, Mode};
 use kvatlas_core::promises::StreamName;
 use kvatlas_core::report::Limits;
 use kvatlas_core::score::{Question, Scorer, Weights};
@@ -23,7 +23,7 @@ const LASTS: Duration = Duration::from_millis(if cfg!(miri) { 1 } else { 2000 })
 const ROUNDS: u32 = if cfg!(miri) { 3 } else { u32::MAX };
 
 fn schema() -> KeySchema {
-    KeySchema { block_size_tokens: SIZE, seed: "".into() }
+    KeySchema { block_size_tokens: SIZE, seed: "".into(), mode: Mode::Kvatlas }
 }
 
 fn name(pod: usize) -> StreamName {
@@ -142,6 +142,7 @@ fn score(index: &Index, keys: &[BlockKey], holder: &StreamName) {
         block_tokens: SIZE as u64,
         pods: None,
         model: Some("model"),
+        is_confined: false,
         scorer: Scorer::LongestPrefix,
         weights: &weights,
         stale_weight: 1.0,

@@ -5,7 +5,8 @@ use crate::inputs::{EventTuple, ExtraTuple, Keys, Seconds, Tokens, batch, extra}
 use kvatlas_core::decode::{Unusual, Wire, decode as decode_payload};
 use kvatlas_core::events::{Batch, Event};
 use kvatlas_core::index::{Index, TooManyStreams};
-use kvatlas_core::keys::{ChainEnd, KeySchema};
+use kvatlas_core::keys::chain::{self, Recipe};
+use kvatlas_core::keys::{ChainEnd, KeySchema, Mode};
 use kvatlas_core::promises::StreamName;
 use kvatlas_core::report::{Limits, Report};
 use kvatlas_core::score::{Question, Scorer, Weights};
@@ -70,6 +71,32 @@ pub fn decode<'py>(py: Python<'py>, payload: PyBackedBytes, wire: &str) -> PyRes
     }
 }
 
+/// The keys of a prompt's whole blocks after `root`, by an engine's algorithm or llm-d's. `extras`: `(block, serialized)`, in the
+/// order of blocks.
+#[pyfunction]
+pub fn block_keys(
+    py: Python<'_>,
+    recipe: &str,
+    root: PyBackedBytes,
+    tokens: Tokens,
+    block_size_tokens: usize,
+    extras: Vec<(usize, Vec<u8>)>,
+) -> PyResult<Vec<u64>> {
+    let Some(recipe) = Recipe::named(recipe) else {
+        return Err(PyValueError::new_err(format!("recipe: {recipe:?} is not known")));
+    };
+    if !(1..=BLOCK_SIZE_TOKENS_MAX).contains(&block_size_tokens) {
+        return Err(PyValueError::new_err(format!("block_size_tokens: expected 1 to {BLOCK_SIZE_TOKENS_MAX}")));
+    }
+    if recipe.root_bytes().is_some_and(|bytes| bytes != root.len()) {
+        return Err(PyValueError::new_err(format!("root: expected 8 bytes, got {}", root.len())));
+    }
+    if extras.windows(2).any(|two| two[0].0 >= two[1].0) {
+        return Err(PyValueError::new_err("extras: expected one a block, in order"));
+    }
+    Ok(py.detach(|| chain::keys(recipe, &root, &tokens.0, block_size_tokens, &extras)))
+}
+
 /// What payloads did to one rank.
 #[derive(Default)]
 struct Applied {
@@ -115,11 +142,12 @@ pub struct Core {
 #[pymethods]
 impl Core {
     #[new]
-    #[pyo3(signature = (block_size_tokens, seed, *, ttl_s, blocks_max, bytes_max, orphans_max, retired_max, promises_max))]
+    #[pyo3(signature = (block_size_tokens, seed, mode="kvatlas", *, ttl_s, blocks_max, bytes_max, orphans_max, retired_max, promises_max))]
     #[expect(clippy::too_many_arguments)]
     fn new(
         block_size_tokens: usize,
         seed: String,
+        mode: &str,
         ttl_s: f64,
         blocks_max: usize,
         bytes_max: usize,
@@ -133,7 +161,10 @@ impl Core {
         if ttl_s.is_nan() || ttl_s < 0.0 {
             return Err(PyValueError::new_err(format!("ttl_s: expected 0 or more, got {ttl_s}")));
         }
-        let schema = KeySchema { block_size_tokens, seed: seed.into() };
+        let Some(mode) = Mode::named(mode) else {
+            return Err(PyValueError::new_err(format!("mode: {mode:?} is not known")));
+        };
+        let schema = KeySchema { block_size_tokens, seed: seed.into(), mode };
         let limits = Limits { ttl_s, blocks_max, bytes_max, orphans_max, retired_max, promises_max };
         Ok(Self { index: Index::new(State::new(schema.clone(), limits)), schema, names: Arc::default() })
     }
@@ -243,8 +274,8 @@ impl Core {
         }))
     }
 
-    /// Score a prompt by the keys of its blocks.
-    #[pyo3(signature = (keys, prompt_tokens, question, now_s))]
+    /// Score a prompt by the keys of its blocks. `confined`: whoever serves another model is no candidate, whatever it holds.
+    #[pyo3(signature = (keys, prompt_tokens, question, now_s, confined=false))]
     fn score_keys(
         &self,
         py: Python<'_>,
@@ -252,9 +283,10 @@ impl Core {
         prompt_tokens: u64,
         question: QuestionTuple,
         now_s: Seconds,
+        confined: bool,
     ) -> PyResult<Scores> {
         let scorer = scorer(&question.2)?;
-        Ok(py.detach(|| self.score_by_keys(&keys.0, prompt_tokens, &question, scorer, now_s.0)))
+        Ok(py.detach(|| self.score_by_keys(&keys.0, prompt_tokens, &question, (scorer, confined), now_s.0)))
     }
 
     /// Note that a stream will soon hold `keys`, until `end_s`.
@@ -328,10 +360,17 @@ impl Core {
         } else {
             self.schema.extend(&ChainEnd::at(root), tokens, extras, &mut keys);
         }
-        self.score_by_keys(&keys, tokens.len() as u64, question, scorer, now_s)
+        self.score_by_keys(&keys, tokens.len() as u64, question, (scorer, false), now_s)
     }
 
-    fn score_by_keys(&self, keys: &[u64], prompt_tokens: u64, question: &QuestionTuple, scorer: Scorer, now_s: f64) -> Scores {
+    fn score_by_keys(
+        &self,
+        keys: &[u64],
+        prompt_tokens: u64,
+        question: &QuestionTuple,
+        (scorer, is_confined): (Scorer, bool),
+        now_s: f64,
+    ) -> Scores {
         let (pods, model, _, weights, unknown, stale_weight) = question;
         let pods: Option<Vec<&str>> = pods.as_ref().map(|pods| pods.iter().map(String::as_str).collect());
         let weights = Weights {
@@ -343,6 +382,7 @@ impl Core {
             block_tokens: self.schema.block_size_tokens as u64,
             pods: pods.as_deref(),
             model: model.as_deref(),
+            is_confined,
             scorer,
             weights: &weights,
             stale_weight: *stale_weight,

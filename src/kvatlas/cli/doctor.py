@@ -19,6 +19,7 @@ from kvatlas.config import Config, load_config
 from kvatlas.doctor import (
     Check,
     EngineExpectations,
+    ExpectedKeys,
     Outcome,
     ServiceState,
     check_engine,
@@ -28,6 +29,7 @@ from kvatlas.doctor import (
 )
 from kvatlas.errors import ConfigError, RequestError
 from kvatlas.ingest.decode import load_decoder
+from kvatlas.keys.engine_hashes import UNSET_SEED, HashScheme
 
 FOUND_FAULTS = 1
 """Exit status where a check failed."""
@@ -105,7 +107,8 @@ def _service(settings: Config, url: str | None, token: str | None) -> list[Check
     client = ServiceClient(url or own_url, token or api.token)
     try:
         ready, reason = client.ready()
-        state = ServiceState(client.url, ready, reason, client.block_size_tokens(), client.pods()[0], client.metrics())
+        by_hash = settings.keys.mode == "engine"
+        state = ServiceState(client.url, ready, reason, client.block_size_tokens(), client.pods()[0], client.metrics(), by_hash)
     except RequestError as error:
         if url is None:
             remedy = f"start it (kvatlas serve), or name it: kvatlas doctor --url {DEFAULT_URL}"
@@ -117,13 +120,23 @@ def _service(settings: Config, url: str | None, token: str | None) -> list[Check
 def _engines(settings: Config, expected: EngineExpectations) -> list[Check]:
     engines = settings.zmq.engines
     expected = msgspec.structs.replace(
-        expected, block_size_tokens=settings.keys.block_size, topic_filter=settings.zmq.topic_filter
+        expected,
+        block_size_tokens=settings.keys.block_size,
+        keys=ExpectedKeys(settings.keys.mode, _expected_scheme(settings)),
+        topic_filter=settings.zmq.topic_filter,
     )
     decoders = [load_decoder(engine.decoder) for engine in engines]
     console = screen(stderr=True)
     with console.status(f"listening to {len(engines)} engines for {expected.duration_s:g} s"):
         samples = asyncio.run(sample_engines(engines, decoders, expected.duration_s))
     return [check for sample in samples for check in check_engine(sample, expected)]
+
+
+def _expected_scheme(settings: Config) -> HashScheme | None:
+    engine = settings.keys.engine
+    if settings.keys.mode != "engine":
+        return None
+    return HashScheme(engine.algorithm, UNSET_SEED if engine.seed is None else engine.seed)
 
 
 def _show(checks: Sequence[Check], as_json: bool) -> None:

@@ -4,6 +4,7 @@ from kvatlas.config.quantities import Bytes, Seconds
 from kvatlas.config.settings import (
     ApiSettings,
     Config,
+    EngineHashSettings,
     EngineSettings,
     IndexSettings,
     IngestSettings,
@@ -17,6 +18,7 @@ from kvatlas.config.settings import (
     TokenServiceSettings,
     TokenSettings,
     ZmqSettings,
+    check_keys,
     describe_config,
     load_config,
 )
@@ -25,6 +27,7 @@ __all__ = [
     "ApiSettings",
     "Bytes",
     "Config",
+    "EngineHashSettings",
     "EngineSettings",
     "IndexSettings",
     "IngestSettings",
@@ -39,6 +42,7 @@ __all__ = [
     "TokenServiceSettings",
     "TokenSettings",
     "ZmqSettings",
+    "check_keys",
     "describe_config",
     "load_config",
 ]

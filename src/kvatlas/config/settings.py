@@ -116,11 +116,52 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
     ] = Seconds(10)
 
 
+class EngineHashSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """How vLLM hashes blocks, for keys.mode engine. `kvatlas doctor` finds algorithm and seed."""
+
+    algorithm: Annotated[
+        Literal["sha256", "sha256_cbor", "xxhash", "xxhash_cbor", "sha256_cbor_64bit"],
+        Meta(
+            description=(
+                "The engines' --prefix-caching-hash-algo. sha256 and xxhash hash a pickle, which may differ between Python "
+                "versions, and are computed in Python, the others in the native core."
+            )
+        ),
+    ] = "sha256"
+    seed: Annotated[
+        str | None,
+        Meta(description="The engines' PYTHONHASHSEED; by default it is not set there, which does for sha256 and sha256_cbor."),
+    ] = None
+    loras: Annotated[
+        Mapping[str, str],
+        Meta(
+            description=(
+                "LoRA adapters: name to path, both as the engine has them: it hashes them. With sha256_cbor_64bit: name to the "
+                "adapter's number."
+            )
+        ),
+    ] = msgspec.field(default_factory=dict)
+
+
 class KeySettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """Block keys. Services that exchange keys need the same values."""
 
-    block_size: Annotated[int, Meta(ge=1, le=65536, description="Tokens of one index block.")] = 16
-    seed: Annotated[str, Meta(description="Root of every key; another seed makes all keys incomparable.")] = ""
+    mode: Annotated[
+        Literal["kvatlas", "engine", "llmd-cbor-fnv", "llmd-xxh64"],
+        Meta(
+            description=(
+                "What a block's key is. kvatlas: our own. engine: the engine's own hash, so that events need no tokens. "
+                "llmd-cbor-fnv, llmd-xxh64: as llm-d's indexer computes them."
+            )
+        ),
+    ] = "kvatlas"
+    block_size: Annotated[
+        int, Meta(ge=1, le=65536, description="Tokens of one index block. In mode engine: the engines' --block-size.")
+    ] = 16
+    seed: Annotated[
+        str, Meta(description="Root of every key; another seed makes all keys incomparable. Not for mode engine.")
+    ] = ""
+    engine: EngineHashSettings = msgspec.field(default_factory=EngineHashSettings)
 
 
 class RendererSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -340,6 +381,7 @@ def load_config(
     config = build(Config, tree)
     _check_zmq(config.zmq)
     _check_weights(config.tiered_cache)
+    check_keys(config.keys)
     return msgspec.structs.replace(config, api=_check_api(config.api))
 
 
@@ -368,6 +410,31 @@ def _check_weights(tiers: TieredCacheSettings) -> None:
     for medium in tiers.weights:
         if medium != medium.lower():
             raise ConfigError(f"tieredCache.weights.{medium}", "media are named in lower case", medium.lower())
+
+
+RANDOM_WITHOUT_SEED = ("xxhash", "xxhash_cbor", "sha256_cbor_64bit")
+"""Algorithms whose engines take random bytes where PYTHONHASHSEED is not set."""
+
+
+def check_keys(keys: KeySettings) -> None:
+    """Raise ConfigError where settings of keys contradict each other."""
+    engine = keys.engine
+    if keys.mode != "engine":
+        if engine != EngineHashSettings():
+            raise ConfigError("keys.engine", f"is given, but keys.mode is {keys.mode}", "with keys.mode: engine")
+        return
+    if keys.seed:
+        problem = "means nothing where keys are the engines' hashes"
+        raise ConfigError("keys.seed", problem, "keys.engine.seed for the engines' PYTHONHASHSEED")
+    if engine.seed is None and engine.algorithm in RANDOM_WITHOUT_SEED:
+        problem = f"is missing: with {engine.algorithm} and without PYTHONHASHSEED every engine process takes a random seed"
+        raise ConfigError("keys.engine.seed", problem, "the PYTHONHASHSEED that all engines are started with; set one")
+    for name, value in engine.loras.items():
+        path = f"keys.engine.loras.{name}"
+        if not name or not value:
+            raise ConfigError(path, "name or value is empty", "an adapter's name, and its path as the engine was given it")
+        if engine.algorithm == "sha256_cbor_64bit" and not re.fullmatch(r"[0-9]{1,9}", value):
+            raise ConfigError(path, f"{value!r:.100} is no number", "the adapter's number (lora_int_id): it is hashed")
 
 
 def _check_port(path: str, endpoint: str, ranks: int) -> None:

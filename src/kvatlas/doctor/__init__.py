@@ -5,11 +5,13 @@ installation.py  this Python, its packages and plugins, the core
 service.py       a running service, from its own answers
 sample.py        what was heard of one engine
 announced.py     blocks as an engine announced them, hashes whole
+hashing.py       how an engine hashes, against the settings of keys
 engine.py        one engine, from a sample of its events
 """
 
 from kvatlas.doctor.check import Check, Outcome
 from kvatlas.doctor.engine import EngineExpectations, check_engine
+from kvatlas.doctor.hashing import ExpectedKeys
 from kvatlas.doctor.installation import check_installation
 from kvatlas.doctor.sample import EngineSample, sample_engines
 from kvatlas.doctor.service import ServiceState, check_service
@@ -18,6 +20,7 @@ __all__ = [
     "Check",
     "EngineExpectations",
     "EngineSample",
+    "ExpectedKeys",
     "Outcome",
     "ServiceState",
     "check_engine",

@@ -9,10 +9,10 @@ import msgspec
 
 from kvatlas.doctor.block_size import BlockSizeMatch
 from kvatlas.doctor.check import Check, CheckList
+from kvatlas.doctor.hashing import ExpectedKeys, check_hashes
 from kvatlas.doctor.remedies import EVENTS_CONFIG, SELF_DESCRIBING
 from kvatlas.doctor.sample import EngineSample
 from kvatlas.ingest.topic import parse_topic
-from kvatlas.keys.engine_hashes import COMMON_SEEDS, identify, known_schemes
 
 LAG_WARN_S = 2.0
 
@@ -22,6 +22,7 @@ class EngineExpectations(msgspec.Struct, frozen=True):
 
     block_size_tokens: int = 16
     topic_filter: str = "kv@"
+    keys: ExpectedKeys = ExpectedKeys()
     seeds: Sequence[str] = ()
     """Values of PYTHONHASHSEED to try beside the common ones."""
     duration_s: float = 5.0
@@ -41,9 +42,9 @@ def check_engine(sample: EngineSample, expected: EngineExpectations) -> list[Che
     _understood(found, sample)
     _sequence(found, sample)
     _rank(found, sample)
-    _block_size(found, sample, expected.block_size_tokens)
-    _hashes(found, sample, expected.seeds)
-    _offload(found, sample)
+    _block_size(found, sample, expected)
+    _hashes(found, sample, expected)
+    _offload(found, sample, by_hash=expected.keys.scheme is not None)
     return found.checks
 
 
@@ -145,32 +146,28 @@ def _rank(found: CheckList, sample: EngineSample) -> None:
         found.ok("data-parallel rank", "not in the events: fine without data parallelism (else set dpRanks)")
 
 
-def _block_size(found: CheckList, sample: EngineSample, index_tokens: int) -> None:
-    sizes = frozenset().union(*sample.block_sizes.values())
-    if not sizes:
+def _block_size(found: CheckList, sample: EngineSample, expected: EngineExpectations) -> None:
+    if not sample.block_sizes:
         found.skip("block size", "no stored event has told it", "send the engine a request meanwhile")
-        return
-    BlockSizeMatch(index_tokens, sizes).report(found)
-
-
-def _hashes(found: CheckList, sample: EngineSample, seeds: Sequence[str]) -> None:
-    bridged = "kvatlas does not need it: it learns from each event what a hash stands for"
-    match = identify(sample.blocks, known_schemes(seeds))
-    if match is not None and match.matched == match.checked:
-        found.ok("engine hashes", f"{match.scheme}: all {match.checked} blocks checked")
-    elif match is not None:
-        seen = f"{match.scheme} explains {match.matched} of {match.checked} blocks"
-        found.warn("engine hashes", seen, f"does the engine restart with another seed? {bridged}")
-    elif not any(block.parent is None or len(block.parent) > 8 for block in sample.blocks):
-        remedy = "name a replay endpoint, or send a prompt that the engine has not seen"
-        found.skip("engine hashes", "no chain from its first block on to compute them from", remedy)
+    elif expected.keys.scheme is not None:
+        BlockSizeMatch(expected.block_size_tokens, _group_sizes(sample)).report_for_hashes(found)
     else:
-        tried = ", ".join((*COMMON_SEEDS, *seeds))
-        remedy = f"give the engine's PYTHONHASHSEED with --seed; xxhash without one is random. {bridged}"
-        found.warn("engine hashes", f"no known algorithm with PYTHONHASHSEED unset, {tried}", remedy)
+        sizes = frozenset().union(*sample.block_sizes.values())
+        BlockSizeMatch(expected.block_size_tokens, sizes).report(found)
 
 
-def _offload(found: CheckList, sample: EngineSample) -> None:
+def _hashes(found: CheckList, sample: EngineSample, expected: EngineExpectations) -> None:
+    sizes = _group_sizes(sample)
+    (size,) = sizes if len(sizes) == 1 else (None,)
+    check_hashes(found, sample.blocks, expected.keys, expected.seeds, size)
+
+
+def _group_sizes(sample: EngineSample) -> frozenset[int]:
+    """Return the block size of each attention group. A smaller block in it is the beginning of one, cached by itself."""
+    return frozenset(max(sizes) for sizes in sample.block_sizes.values())
+
+
+def _offload(found: CheckList, sample: EngineSample, *, by_hash: bool) -> None:
     if not sample.offloaded:
         found.skip("offload events", "none seen: nothing is offloaded, or nothing was meanwhile")
         return
@@ -178,7 +175,9 @@ def _offload(found: CheckList, sample: EngineSample) -> None:
         f"{tier}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         for tier, kinds in sorted(sample.offloaded.items())
     )
-    if any(kinds["placeholders"] for kinds in sample.offloaded.values()):
+    if by_hash:
+        found.ok("offload events", f"{seen}: understood by their hashes alone (keys.mode: engine)")
+    elif any(kinds["placeholders"] for kinds in sample.offloaded.values()):
         found.warn("offload events", seen, SELF_DESCRIBING)
     else:
         found.ok("offload events", f"{seen}: they explain themselves")

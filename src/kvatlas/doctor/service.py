@@ -27,6 +27,8 @@ class ServiceState(msgspec.Struct, frozen=True):
     pods: Sequence[PodStatus]
     metrics: str
     """The text of /metrics."""
+    by_hash: bool = False
+    """Its keys are engine hashes (keys.mode: engine). It does not tell; its settings do."""
 
 
 def check_service(state: ServiceState) -> list[Check]:
@@ -119,7 +121,8 @@ def _block_sizes(found: CheckList, state: ServiceState) -> None:
     if not sizes:
         found.skip("block size", f"index {state.block_size_tokens}; no engine has told its own yet")
         return
-    BlockSizeMatch(state.block_size_tokens, frozenset(sizes)).report(found)
+    match = BlockSizeMatch(state.block_size_tokens, frozenset(sizes))
+    (match.report_for_hashes if state.by_hash else match.report)(found)
 
 
 def _tokens(found: CheckList, pods: Sequence[PodStatus]) -> None:

@@ -11,7 +11,7 @@ from typing import Literal, cast
 from kvatlas.errors import ConfigError
 from kvatlas.index.protocol import Index, IndexLimits
 from kvatlas.index.reference import ReferenceIndex
-from kvatlas.keys import KeySchema
+from kvatlas.keys import KeyRecipe, KeySchema
 
 Core = Literal["auto", "native", "reference"]
 
@@ -24,11 +24,11 @@ REMEDY = (
 )
 """With KVATLAS_NATIVE=1 an installation without the native core fails and says all; pip would reuse a wheel that it keeps."""
 
-NativeIndex = Callable[[KeySchema, IndexLimits, Callable[[], float]], Index]
+NativeIndex = Callable[[KeyRecipe, IndexLimits, Callable[[], float]], Index]
 
 
 def make_index(
-    schema: KeySchema | None = None,
+    schema: KeyRecipe | None = None,
     limits: IndexLimits | None = None,
     clock: Callable[[], float] = time.monotonic,
     core: Core = "auto",

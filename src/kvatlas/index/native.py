@@ -13,7 +13,7 @@ from typing import TypeAlias, cast
 from kvatlas import _native
 from kvatlas.errors import SnapshotError
 from kvatlas.index.protocol import AppliedPayloads, IndexLimits, RankApplied, Weighing
-from kvatlas.keys import KeySchema, TokenIds, as_token_array, prompt_extras
+from kvatlas.keys import KeyRecipe, KeySchema, TokenIds, as_token_array, prompt_extras
 from kvatlas.types import (
     AllBlocksCleared,
     ApplyReport,
@@ -52,17 +52,18 @@ class NativeIndex:
 
     def __init__(
         self,
-        schema: KeySchema | None = None,
+        schema: KeyRecipe | None = None,
         limits: IndexLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.schema = schema or KeySchema()
+        self.schema: KeyRecipe = schema or KeySchema()
         self.limits = limits or IndexLimits()
         self._clock = clock
         self._roots: dict[str, int] = {}
         self._core = _native.Core(
             self.schema.block_size_tokens,
             self.schema.seed,
+            self.schema.mode,
             ttl_s=self.limits.ttl_s,
             blocks_max=self.limits.blocks_max,
             bytes_max=self.limits.bytes_max,
@@ -153,9 +154,14 @@ class NativeIndex:
         weighing: Weighing | None = None,
     ) -> _native.Scores:
         """Hash a prompt, walk its blocks, score every candidate: one call. Fastest from an array('I') or uint32 buffer."""
-        extras = _extra_tuples(prompt_extras(cache_salt, multimodal))
-        root = self._root(lora_name or model)
         question = _question(weighing or Weighing(), pods, model)
+        if not isinstance(self.schema, KeySchema):
+            array = as_token_array(tokens)
+            keys = self.schema.keys(array, model, lora_name=lora_name, cache_salt=cache_salt, multimodal=multimodal)
+            confined = self.schema.confines(model, lora_name)
+            return self._core.score_keys(keys, len(array), question, self._clock(), confined)
+        extras = _extra_tuples(prompt_extras(cache_salt, multimodal))
+        root = self._root(self.schema, lora_name or model)
         if not isinstance(tokens, list):
             tokens = as_token_array(tokens)
         try:
@@ -176,6 +182,19 @@ class NativeIndex:
         scores = self._core.score_tokens(tokens, root, _extra_tuples(extras), question, self._clock())
         return PromptScores(list(map(_stream_score, scores.rows())), scores.blocks, scores.blocks_held)
 
+    def score_keys(
+        self,
+        keys: BlockKeys,
+        prompt_tokens: int,
+        model: str,
+        pods: Collection[PodId] | None,
+        weighing: Weighing,
+        *,
+        confined: bool = False,
+    ) -> PromptScores:
+        scores = self.find(keys, prompt_tokens=prompt_tokens, pods=pods, model=model, weighing=weighing, confined=confined)
+        return PromptScores(list(map(_stream_score, scores.rows())), scores.blocks, scores.blocks_held)
+
     def find(
         self,
         keys: BlockKeys,
@@ -184,12 +203,13 @@ class NativeIndex:
         pods: Collection[PodId] | None = None,
         model: str | None = None,
         weighing: Weighing | None = None,
+        confined: bool = False,
     ) -> _native.Scores:
         """Score every candidate for a prompt's keys. ``prompt_tokens``: by default as many as the keys cover."""
         if prompt_tokens is None:
             prompt_tokens = len(keys) * self.schema.block_size_tokens
         question = _question(weighing or Weighing(), pods, model)
-        return self._core.score_keys(keys, prompt_tokens, question, self._clock())
+        return self._core.score_keys(keys, prompt_tokens, question, self._clock(), confined)
 
     def score_many(
         self,
@@ -200,16 +220,18 @@ class NativeIndex:
         weighing: Weighing | None = None,
     ) -> list[_native.Scores]:
         """Score many prompts of one model in one call."""
-        root = self._root(model)
+        if not isinstance(self.schema, KeySchema):
+            return [self.score(tokens, model, pods=pods, weighing=weighing) for tokens in prompts]
+        root = self._root(self.schema, model)
         asked: list[tuple[array[int], int, list[_native._Extra]]] = [(as_token_array(tokens), root, []) for tokens in prompts]
         return self._core.score_prompts(asked, _question(weighing or Weighing(), pods, model), self._clock())
 
-    def _root(self, model: str) -> int:
+    def _root(self, schema: KeySchema, model: str) -> int:
         root = self._roots.get(model)
         if root is None:
             if len(self._roots) == 4096:  # names come from requests
                 self._roots.clear()
-            root = self._roots[model] = self.schema.root(model).key
+            root = self._roots[model] = schema.root(model).key
         return root
 
     # -- snapshots --------------------------------------------------------------------------------------------------

@@ -64,6 +64,9 @@ class Index(Protocol):
 
         Blocks whose parent or tokens are unknown are kept by engine hash (orphans) and get their keys when a later event
         names them. A removal of an unknown block is counted and changes nothing.
+
+        Where keys are engine hashes there are no orphans: any block is held under its hash. Blocks of another size than the
+        index's are refused, and counted.
         """
         ...
 
@@ -158,7 +161,7 @@ class Weighing(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class FusedIndex(Protocol):
-    """An index that scores prompts by itself: tokens in, scores out."""
+    """An index that scores prompts by itself: tokens in, scores out; or keys in, where keys are not our own."""
 
     def score_prompt(
         self,
@@ -170,4 +173,17 @@ class FusedIndex(Protocol):
         weighing: Weighing,
     ) -> PromptScores:
         """Score a prompt whose chain begins at ``root``. Candidates: streams of ``model``, and who holds something of it."""
+        ...
+
+    def score_keys(
+        self,
+        keys: Sequence[BlockKey],
+        prompt_tokens: int,
+        model: str,
+        pods: Collection[PodId] | None,
+        weighing: Weighing,
+        *,
+        confined: bool = False,
+    ) -> PromptScores:
+        """Score a prompt by its keys. ``confined``: a stream of another model is no candidate, whatever it holds."""
         ...

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from kvatlas.index.cache import Chunk, EngineBlock, EngineCache, Orphan, Place
 from kvatlas.index.promises import Promises
 from kvatlas.index.protocol import PLACES_MAX, IndexLimits
-from kvatlas.keys import ChainEnd, KeySchema
+from kvatlas.keys import ChainedKeys, ChainEnd, EngineKeys, KeyRecipe, KeySchema
 from kvatlas.types import (
     GPU,
     AllBlocksCleared,
@@ -52,11 +52,11 @@ class ReferenceIndex:
 
     def __init__(
         self,
-        schema: KeySchema | None = None,
+        schema: KeyRecipe | None = None,
         limits: IndexLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.schema = schema or KeySchema()
+        self.schema: KeyRecipe = schema or KeySchema()
         self.limits = limits or IndexLimits()
         self._clock = clock
         self._lock = threading.Lock()
@@ -94,11 +94,17 @@ class ReferenceIndex:
     def _store(self, cache: EngineCache, event: BlockStored, report: ApplyReport) -> None:
         if event.spec is not None:
             self._learn_group(cache, event.group, event.spec)
+        if isinstance(self.schema, EngineKeys) and event.block_size_tokens not in (None, 0, self.schema.block_size_tokens):
+            report.refused += len(event.hashes)  # a hash of other blocks than prompts are cut into is nobody's key
+            return
         place: Place = (event.tier, event.group)
         if place not in cache.copies and len(cache.copies) == PLACES_MAX:
             report.refused += len(event.hashes)
             return
-        self._name_all(cache, event, report)
+        if isinstance(self.schema, EngineKeys):
+            self._name_by_hash(cache, event)
+        else:
+            self._name_all(self.schema, cache, event, report)
         held = cache.copies.setdefault(place, {})
         for block in event.hashes:
             report.stored += 1
@@ -143,7 +149,15 @@ class ReferenceIndex:
 
     # -- naming: engine hash -> keys ----------------------------------------------------------------------------------
 
-    def _name_all(self, cache: EngineCache, event: BlockStored, report: ApplyReport) -> None:
+    def _name_by_hash(self, cache: EngineCache, event: BlockStored) -> None:
+        """Give the event's blocks their keys, which are their hashes."""
+        for block in event.hashes:
+            if block not in cache.blocks:
+                cache.blocks[block] = EngineBlock(ChainEnd(block), ())
+                cache.retired_young[block] = None
+                self._add_chunk(cache, Chunk(BlockKey(block), (block,)))
+
+    def _name_all(self, schema: ChainedKeys, cache: EngineCache, event: BlockStored, report: ApplyReport) -> None:
         """Learn what the event's blocks hold, if it says so for each of them (sliding-window events list only some)."""
         size = event.block_size_tokens
         if not size or len(event.token_ids) // size != len(event.hashes):
@@ -154,20 +168,12 @@ class ReferenceIndex:
             if block not in cache.blocks:
                 tokens = event.token_ids[i * size : (i + 1) * size]
                 extras = event.extras[i] if event.extras else ()
-                known = self._chain_end(cache, parent, root)
+                known = _chain_end(schema, cache, parent, root)
                 if known is None:
                     self._keep_orphan(cache, block, Orphan(parent, tokens, extras), report)
                 else:
-                    self._name(cache, block, known, tokens, extras, report)
+                    self._name(schema, cache, block, known, tokens, extras, report)
             parent = block
-
-    def _chain_end(
-        self, cache: EngineCache, parent: EngineHash | None, root: str
-    ) -> tuple[ChainEnd, tuple[EngineHash, ...]] | None:
-        if parent is None:
-            return self.schema.root(root), ()
-        block = cache.blocks.get(parent)
-        return None if block is None else (block.end, block.unfinished)
 
     def _keep_orphan(self, cache: EngineCache, block: EngineHash, orphan: Orphan, report: ApplyReport) -> None:
         known = cache.orphans.get(block)
@@ -180,6 +186,7 @@ class ReferenceIndex:
 
     def _name(
         self,
+        schema: ChainedKeys,
         cache: EngineCache,
         block: EngineHash,
         after: tuple[ChainEnd, tuple[EngineHash, ...]],
@@ -196,7 +203,7 @@ class ReferenceIndex:
                 report.adopted += 1
                 cache.orphans_resident -= block in cache.places
                 cache.stop_waiting(block, orphan)
-            keys, end = self.schema.extend(end, tokens, extras)
+            keys, end = schema.extend(end, tokens, extras)
             parts = (*unfinished, block)
             chunks = [Chunk(key, parts if i == 0 else (block,)) for i, key in enumerate(keys)]
             if keys:
@@ -481,6 +488,15 @@ class ReferenceIndex:
                 evicted_size=self._evicted["size"],
                 evicted_bytes=self._evicted["bytes"],
             )
+
+
+def _chain_end(
+    schema: ChainedKeys, cache: EngineCache, parent: EngineHash | None, root: str
+) -> tuple[ChainEnd, tuple[EngineHash, ...]] | None:
+    if parent is None:
+        return schema.root(root), ()
+    block = cache.blocks.get(parent)
+    return None if block is None else (block.end, block.unfinished)
 
 
 def _without(chunks: tuple[Chunk, ...], gone: Chunk) -> tuple[Chunk, ...]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Sequence
+from typing import ClassVar
 
 import msgspec
 import xxhash
@@ -37,10 +38,16 @@ class ChainEnd(msgspec.Struct, frozen=True, gc=False):
 
 
 class KeySchema(msgspec.Struct, frozen=True):
-    """How a deployment computes block keys. All replicas that share keys share these settings."""
+    """How a deployment computes block keys of our own kind. All replicas that share keys share these settings."""
+
+    mode: ClassVar[str] = "kvatlas"
 
     block_size_tokens: int = 16
     seed: str = ""
+
+    def confines(self, model: str, lora_name: str | None) -> bool:
+        """Keys tell models apart."""
+        return False
 
     def root(self, model_or_adapter: str) -> ChainEnd:
         """Return the start of every chain of a model; a LoRA adapter's name stands in for its model's."""
@@ -69,7 +76,7 @@ class KeySchema(msgspec.Struct, frozen=True):
             if 0 <= extra.offset_tokens < given
         )
         here.sort()
-        view = memoryview(_little_endian(tokens)).cast("B")
+        view = memoryview(little_endian(tokens)).cast("B")
         keys: list[BlockKey] = []
         key = end.key
         taken = 0
@@ -118,7 +125,8 @@ def _extra_bytes(extra: Extra, block_start: int) -> bytes:
     )
 
 
-def _little_endian(tokens: array[int]) -> array[int]:
+def little_endian(tokens: array[int]) -> array[int]:
+    """Return tokens in the byte order that is hashed."""
     if sys.byteorder == "little":
         return tokens
     swapped = array("I", tokens)

@@ -1,4 +1,4 @@
-"""vLLM's own block hashes, computed from tokens: to tell which algorithm and seed an engine runs with.
+"""vLLM's own block hashes, computed from tokens: to have them as keys, and to tell an engine's algorithm and seed.
 
     none_hash = H(seed)
     h_i       = H((h_{i-1} or none_hash, token ids of block i, extra keys of block i or None))
@@ -7,7 +7,10 @@ H serializes (canonical CBOR, or pickle) and digests (SHA-256, or XXH3-128). The
 8 bytes, big endian, or (by engine setting) all of it. Extra keys are tagged: ``("mm", id, offset)``, ``("cache_salt", salt)``,
 ``("prompt_embeds", digest)``, and ``("lora", name, path)``, whose path no event tells. Read in vLLM 0.32
 ``v1/core/kv_cache_utils.py`` and checked with hashes made by its functions. Pickled hashes hold for this Python's pickle
-format only. Nothing in the index depends on any of this: it reads engine hashes as opaque names.
+format only. Unless its keys are engine hashes (``keys.mode``), the index depends on nothing of this: they are opaque names.
+
+``sha256_cbor_64bit`` is that of vLLM 0.10 (pull request 20511): the last 64 bits of the digest are chained, as a number, and
+extra keys have no tags: an adapter's number, the content hashes of items, the salt.
 """
 
 from __future__ import annotations
@@ -20,14 +23,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 import xxhash
 
+from kvatlas.keys.cbor import cbor
+
 ExtraKey = tuple[str | bytes | int, ...]
 """One tagged part of what a block's hash depends on beside its tokens."""
 
 WIRE_BYTES = 8
 """How much of a digest events carry where hashes are sent as integers."""
 
+SHA256_CBOR_64BIT = "sha256_cbor_64bit"
+
 UNSET_SEED = "vllm-none-hash"
-"""What sha256 engines hash where PYTHONHASHSEED is not set. xxhash engines take random bytes then."""
+"""What sha256 engines hash where PYTHONHASHSEED is not set. The others take random bytes then; before August 2026 all did."""
 
 COMMON_SEEDS = ("0", "42")
 
@@ -44,8 +51,17 @@ class HashScheme(msgspec.Struct, frozen=True):
 
     def block_hash(self, parent: bytes, token_ids: Iterable[int], extra_keys: Sequence[ExtraKey] = ()) -> bytes:
         """Return a block's digest. ``parent``: the whole digest of the block before it, or :meth:`none_hash`."""
-        tagged = tuple((sys.intern(tag) if isinstance(tag, str) else tag, *rest) for tag, *rest in extra_keys)
-        return _HASHES[self.algorithm]((parent, tuple(token_ids), tagged or None))
+        chained = int.from_bytes(parent[-WIRE_BYTES:], "big") if self.algorithm == SHA256_CBOR_64BIT else parent
+        return _HASHES[self.algorithm]((chained, tuple(token_ids), self._hashed(extra_keys)))
+
+    def serialized(self, extra_keys: Sequence[ExtraKey]) -> bytes:
+        """Return what stands for extra keys in the CBOR of a block."""
+        return cbor(self._hashed(extra_keys))
+
+    def _hashed(self, extra_keys: Sequence[ExtraKey]) -> tuple[object, ...] | None:
+        if self.algorithm == SHA256_CBOR_64BIT:
+            return tuple(int(key[2]) if key[0] == "lora" else key[1] for key in extra_keys) or None
+        return tuple((sys.intern(tag) if isinstance(tag, str) else tag, *rest) for tag, *rest in extra_keys) or None
 
     def __str__(self) -> str:
         seed = "PYTHONHASHSEED unset" if self.seed == UNSET_SEED else f"PYTHONHASHSEED={self.seed}"
@@ -75,8 +91,13 @@ def known_schemes(seeds: Sequence[str] = ()) -> list[HashScheme]:
     return [
         HashScheme(algorithm, seed)
         for algorithm in _HASHES
-        for seed in ([UNSET_SEED, *named] if algorithm.startswith("sha256") else named)
+        for seed in (named if random_without_seed(algorithm) else [UNSET_SEED, *named])
     ]
+
+
+def random_without_seed(algorithm: str) -> bool:
+    """Tell whether engines take a random seed where PYTHONHASHSEED is not set."""
+    return algorithm.startswith("xxhash") or algorithm == SHA256_CBOR_64BIT
 
 
 def identify(blocks: Sequence[HashedBlock], schemes: Sequence[HashScheme]) -> HashMatch | None:
@@ -121,35 +142,13 @@ def _pickled(value: object) -> bytes:
     return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
 
 
-def _cbor(value: object) -> bytes:
-    """Return canonical CBOR (RFC 8949, section 4.2) of the few types that are hashed."""
-    if value is None:
-        return b"\xf6"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return _cbor_head(0, value) if value >= 0 else _cbor_head(1, -1 - value)
-    if isinstance(value, bytes):
-        return _cbor_head(2, len(value)) + value
-    if isinstance(value, str):
-        text = value.encode()
-        return _cbor_head(3, len(text)) + text
-    if isinstance(value, tuple):
-        return _cbor_head(4, len(value)) + b"".join(map(_cbor, value))
-    raise TypeError(f"{type(value).__name__} has no place in a block hash")
-
-
-def _cbor_head(major: int, number: int) -> bytes:
-    """Return a type and a number (the value itself, or a length) in as few bytes as hold it."""
-    if number < 24:
-        return bytes([major << 5 | number])
-    for info, size in ((24, 1), (25, 2), (26, 4), (27, 8)):
-        if number < 1 << 8 * size:
-            return bytes([major << 5 | info]) + number.to_bytes(size, "big")
-    raise ValueError(f"{number} needs more than 64 bits")
-
-
 _HASHES: Mapping[str, Callable[[object], bytes]] = {
     "sha256": _sha256(_pickled),
-    "sha256_cbor": _sha256(_cbor),
+    "sha256_cbor": _sha256(cbor),
     "xxhash": _xxh3(_pickled),
-    "xxhash_cbor": _xxh3(_cbor),
+    "xxhash_cbor": _xxh3(cbor),
+    SHA256_CBOR_64BIT: lambda value: hashlib.sha256(cbor(value)).digest()[-WIRE_BYTES:],
 }
+
+ALGORITHMS = tuple(_HASHES)
+"""By the names that ``--prefix-caching-hash-algo`` has for them."""

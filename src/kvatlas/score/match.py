@@ -9,12 +9,12 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from kvatlas.index.protocol import FusedIndex, Index, Weighing
-from kvatlas.keys import KeySchema, prompt_extras
+from kvatlas.keys import KeyRecipe, KeySchema, prompt_extras
 from kvatlas.score.holdings import Holdings
 from kvatlas.score.prefix import longest_prefix
 from kvatlas.score.scorers import Coverage, HighestBlockHit, LongestPrefix, Scorer
 from kvatlas.score.weights import TierWeights
-from kvatlas.types import MultimodalItem, PodId, PromptScores, Stream, StreamScore
+from kvatlas.types import BlockKey, Lookup, MultimodalItem, PodId, PromptScores, Stream, StreamScore
 
 _FUSED: dict[type[Scorer], str] = {
     LongestPrefix: "longest-prefix",
@@ -38,7 +38,7 @@ class Prompt(msgspec.Struct, frozen=True):
 class Matcher:
     """Matches prompts with what streams hold. Candidates are the streams of the prompt's model, and who scores above 0."""
 
-    def __init__(self, index: Index, schema: KeySchema, weights: TierWeights, stale_weight: float = 1.0) -> None:
+    def __init__(self, index: Index, schema: KeyRecipe, weights: TierWeights, stale_weight: float = 1.0) -> None:
         """``stale_weight``: a factor on the score of a stream whose entries may be wrong."""
         self._index = index
         self._fused = index if isinstance(index, FusedIndex) else None
@@ -54,19 +54,29 @@ class Matcher:
         weighing = self._weighing.get(type(scorer))
         if self._fused is None or weighing is None:
             return self._match_lookup(prompt, scorer)
-        root = self._schema.root(prompt.lora_name or prompt.model).key
-        extras = prompt_extras(prompt.cache_salt, prompt.multimodal)
-        return self._fused.score_prompt(prompt.tokens, root, extras, prompt.model, prompt.pods, weighing)
+        if isinstance(self._schema, KeySchema):
+            root = self._schema.root(prompt.lora_name or prompt.model).key
+            extras = prompt_extras(prompt.cache_salt, prompt.multimodal)
+            return self._fused.score_prompt(prompt.tokens, root, extras, prompt.model, prompt.pods, weighing)
+        keys = self._keys(prompt)
+        confined = self._schema.confines(prompt.model, prompt.lora_name)
+        return self._fused.score_keys(keys, len(prompt.tokens), prompt.model, prompt.pods, weighing, confined=confined)
 
-    def _match_lookup(self, prompt: Prompt, scorer: Scorer) -> PromptScores:
-        keys = self._schema.keys(
+    def _keys(self, prompt: Prompt) -> list[BlockKey]:
+        return self._schema.keys(
             prompt.tokens,
             prompt.model,
             lora_name=prompt.lora_name,
             cache_salt=prompt.cache_salt,
             multimodal=prompt.multimodal,
         )
-        holdings = Holdings(self._index.lookup(keys, prompt.pods), self._weights)
+
+    def _match_lookup(self, prompt: Prompt, scorer: Scorer) -> PromptScores:
+        keys = self._keys(prompt)
+        lookup = self._index.lookup(keys, prompt.pods)
+        if self._schema.confines(prompt.model, prompt.lora_name):
+            lookup = _confined(lookup, prompt.model)
+        holdings = Holdings(lookup, self._weights)
         streams = []
         for stream, info in holdings.streams.items():
             scored = self._score_stream(scorer, holdings, stream, len(prompt.tokens))
@@ -89,3 +99,14 @@ class Matcher:
             speculative=hit.speculative,
             stale=info.stale,
         )
+
+
+def _confined(lookup: Lookup, model: str) -> Lookup:
+    """Return a lookup without the streams that are known to be of another model."""
+    streams = {stream: info for stream, info in lookup.streams.items() if info.model in (None, model)}
+    return Lookup(
+        lookup.keys,
+        [{slot: copies for slot, copies in slots.items() if slot.stream in streams} for slots in lookup.holders],
+        [{stream for stream in promised if stream in streams} for promised in lookup.speculative],
+        streams,
+    )

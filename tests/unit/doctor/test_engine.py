@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from kvatlas.config import EngineSettings
-from kvatlas.doctor import Check, EngineExpectations, EngineSample, check_engine, sample_engines
+from kvatlas.doctor import Check, EngineExpectations, EngineSample, ExpectedKeys, check_engine, sample_engines
 from kvatlas.ingest.decode import load_decoder
 from kvatlas.ingest.publisher import EventPublisher
 from kvatlas.ingest.recording import read_frames
 from kvatlas.ingest.tap import Heard, TappedEngine
-from kvatlas.keys.engine_hashes import HashScheme
+from kvatlas.keys.engine_hashes import UNSET_SEED, HashScheme
 from kvatlas.types import Frame
 
 DATA = Path(__file__).parents[2] / "data" / "vllm-0.32"
@@ -225,3 +225,74 @@ def test_hashes_of_adapters_and_chains_without_a_beginning_are_not_judged() -> N
 def test_garbage_is_reported_rather_than_raised(payload: bytes) -> None:
     checks = diagnose(sample(Frame("kv@a@b", 0, payload, 0)))
     assert outcomes(checks)["events understood"] == "fail"
+
+
+# -- keys.mode: engine ----------------------------------------------------------------------------------------------------
+
+
+def with_hashes(name: str, algorithm: str, seed: str, index: int = 32, **more: Any) -> dict[str, Check]:
+    keys = ExpectedKeys("engine", HashScheme(algorithm, seed))
+    return diagnose(recorded(name), keys=keys, block_size_tokens=index, **more)
+
+
+def test_engine_hashes_as_the_settings_say_them_pass() -> None:
+    checks = with_hashes("base-xxhash_cbor-seed42", "xxhash_cbor", "42")
+    assert (checks["engine hashes"].outcome.value, checks["block size"].outcome.value) == ("ok", "ok")
+    assert checks["engine hashes"].remedy is None
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "seed"), [("sha256_cbor", UNSET_SEED), ("xxhash_cbor", "0"), ("sha256", "42"), ("sha256_cbor_64bit", "42")]
+)
+def test_another_algorithm_or_seed_than_the_engines_fails_with_the_settings_to_write(algorithm: str, seed: str) -> None:
+    check = with_hashes("base-xxhash_cbor-seed42", algorithm, seed)["engine hashes"]
+    assert check.outcome.value == "fail"
+    assert (
+        check.seen == f"xxhash_cbor, PYTHONHASHSEED=42, but the settings say {HashScheme(algorithm, seed)}: no prompt is found"
+    )
+    wanted = 'set keys.mode: engine, keys.engine.algorithm: xxhash_cbor, keys.engine.seed: "42", keys.blockSize: 32'
+    assert check.remedy == wanted
+
+
+def test_an_unset_seed_is_told_as_no_setting() -> None:
+    check = with_hashes("truth-base", "xxhash_cbor", "42")["engine hashes"]
+    assert check.remedy == (
+        "set keys.mode: engine, keys.engine.algorithm: sha256_cbor, no keys.engine.seed, keys.blockSize: 32"
+    )
+
+
+@pytest.mark.parametrize("index", [16, 64])
+def test_another_block_size_than_the_engines_fails(index: int) -> None:
+    check = with_hashes("truth-base", "sha256_cbor", UNSET_SEED, index)["block size"]
+    assert (check.outcome.value, check.remedy) == ("fail", "set keys.blockSize: 32")
+
+
+def test_blocks_of_several_sizes_fail() -> None:
+    taken = sample(frame(0, stored(1, [1, 2, 3, 4]), stored(2, [1, 2], group_idx=1)))
+    checks = diagnose(taken, keys=ExpectedKeys("engine", HashScheme("sha256", UNSET_SEED)), block_size_tokens=4)
+    assert (checks["block size"].outcome.value, checks["block size"].remedy) == ("fail", "set keys.mode: kvatlas")
+
+
+def test_hashes_of_an_unknown_seed_fail_where_they_are_keys() -> None:
+    scheme = HashScheme("sha256_cbor_64bit", "secret")
+    digest = scheme.block_hash(scheme.none_hash(), [1, 2, 3, 4])
+    taken = sample(frame(0, stored(int.from_bytes(digest, "big"), [1, 2, 3, 4])))
+    unknown = diagnose(taken, keys=ExpectedKeys("engine", HashScheme("sha256", UNSET_SEED)))["engine hashes"]
+    assert unknown.outcome.value == "fail"
+    assert unknown.remedy is not None
+    assert "--seed" in unknown.remedy
+    given = diagnose(taken, keys=ExpectedKeys("engine", HashScheme("sha256", UNSET_SEED)), seeds=["secret"])["engine hashes"]
+    assert given.remedy is not None
+    assert 'keys.engine.algorithm: sha256_cbor_64bit, keys.engine.seed: "secret"' in given.remedy
+    assert diagnose(taken, keys=ExpectedKeys("engine", scheme))["engine hashes"].outcome.value == "ok", "its own seed is tried"
+
+
+def test_with_other_keys_it_is_told_that_they_could_be_engine_hashes() -> None:
+    check = diagnose(recorded("base-xxhash_cbor-seed42"))["engine hashes"]
+    assert check.outcome.value == "ok"
+    assert check.remedy is not None
+    assert 'keys.mode: engine, keys.engine.algorithm: xxhash_cbor, keys.engine.seed: "42", keys.blockSize: 32' in check.remedy
+
+
+def test_placeholders_are_enough_where_keys_are_engine_hashes() -> None:
+    assert with_hashes("offload-cpu-placeholder-events", "sha256_cbor", UNSET_SEED)["offload events"].outcome.value == "ok"

@@ -141,3 +141,8 @@ def test_this_installation_is_sound_and_names_its_core() -> None:
     assert set(outcomes(checks).values()) == {"ok"}
     assert checks["core"].seen.startswith("reference")
     assert checks["decoders"].seen == "generic, sglang, vllm"
+
+
+def test_where_keys_are_engine_hashes_the_block_size_has_to_be_the_engines() -> None:
+    assert outcomes(diagnose(FRESH, by_hash=True))["block size"] == "fail"
+    assert outcomes(diagnose(FRESH, by_hash=True, block_size_tokens=32))["block size"] == "ok"

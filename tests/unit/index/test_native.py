@@ -256,3 +256,42 @@ def test_sizes_of_groups_may_be_anything(core: Any) -> None:
                     index.apply("other", 0, [stored], None, None, 0.0)
                     index.score_tokens([1, 2, 3], ROOT, [], QUESTION, 0.0).rows()
                     index.drop("other", 0, True)
+
+
+# -- keys of other kinds --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["", "own", "engine", "engine ", "Kvatlas", None, 1])
+def test_an_unknown_mode_is_refused(mode: Any) -> None:
+    with pytest.raises(REFUSED):
+        make(mode=mode)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sha256", b"root", [1], 1, []),
+        ("sha256_cbor", "root", [1], 1, []),
+        ("sha256_cbor", b"root", [1], 0, []),
+        ("sha256_cbor", b"root", [1], 1 << 60, []),
+        ("sha256_cbor", b"root", [1 << 32], 1, []),
+        ("sha256_cbor", b"root", [-1], 1, []),
+        ("sha256_cbor", b"root", [1, 2], 1, [(1, b"\xf6"), (0, b"\xf6")]),
+        ("sha256_cbor", b"root", [1, 2], 1, [(0, b"\xf6"), (0, b"\xf6")]),
+        ("sha256_cbor", b"root", [1, 2], 1, [(-1, b"\xf6")]),
+        ("sha256_cbor_64bit", b"root", [1], 1, []),
+        ("llmd-cbor-fnv", b"", [1], 1, []),
+        ("llmd-xxh64", bytes(9), [1], 1, []),
+    ],
+)
+def test_block_keys_refuses_what_makes_no_sense(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(REFUSED):
+        _native.block_keys(*arguments)
+
+
+def test_a_core_of_engine_hashes_holds_what_it_is_told() -> None:
+    core = make(mode="engine sha256")
+    core.apply("pod", 0, [([7], None, [], None, "gpu", 0, None, None, None)], "m", None, 0.0)
+    asked = (None, "other", "longest-prefix", [("gpu", 1.0)], 0.1, 1.0)
+    assert core.score_keys([7], 5, asked, 0.0).to_dict() == {"pod": 1}
+    assert len(core.score_keys([7], 5, asked, 0.0, True)) == 0

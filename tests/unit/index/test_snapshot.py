@@ -14,7 +14,7 @@ pytest.importorskip("kvatlas._native")
 from kvatlas.errors import SnapshotError
 from kvatlas.index import IndexLimits
 from kvatlas.index.native import NativeIndex
-from kvatlas.keys import KeySchema
+from kvatlas.keys import EngineKeys, HashScheme, KeyRecipe, KeySchema, LlmdKeys
 from kvatlas.types import (
     BlockRemoved,
     BlockStored,
@@ -33,7 +33,7 @@ A = Stream(PodId("a"))
 B = Stream(PodId("b"))
 
 
-def empty(limits: IndexLimits | None = None, schema: KeySchema = SCHEMA) -> NativeIndex:
+def empty(limits: IndexLimits | None = None, schema: KeyRecipe = SCHEMA) -> NativeIndex:
     return NativeIndex(schema, limits, lambda: 5.0)
 
 
@@ -99,13 +99,38 @@ def test_only_an_index_that_knows_no_stream_can_be_restored() -> None:
     [
         (KeySchema(8, seed="s"), "block_size_tokens: 4 in the snapshot, 8 in the index"),
         (KeySchema(4, seed="other"), 'seed: "s" in the snapshot, "other" in the index'),
+        (LlmdKeys(4, "s"), "mode: kvatlas in the snapshot, llmd-cbor-fnv in the index"),
+        (EngineKeys(HashScheme("sha256", "s"), 4), "mode: kvatlas in the snapshot, engine sha256 in the index"),
     ],
 )
-def test_the_schema_must_be_the_same(schema: KeySchema, problem: str) -> None:
+def test_the_schema_must_be_the_same(schema: KeyRecipe, problem: str) -> None:
     with pytest.raises(SnapshotError) as refused:
         empty(schema=schema).restore(filled().snapshot())
     assert refused.value.problem == problem
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("other", "problem"),
+    [
+        (SCHEMA, "mode: engine sha256_cbor in the snapshot, kvatlas in the index"),
+        (
+            EngineKeys(HashScheme("xxhash_cbor", "s"), 4),
+            "mode: engine sha256_cbor in the snapshot, engine xxhash_cbor in the index",
+        ),
+        (EngineKeys(HashScheme("sha256_cbor", "t"), 4), 'seed: "s" in the snapshot, "t" in the index'),
+        (LlmdKeys(4, "s", "llmd-xxh64"), "mode: engine sha256_cbor in the snapshot, llmd-xxh64 in the index"),
+    ],
+)
+def test_a_snapshot_of_engine_hashes_is_for_the_same_algorithm_and_seed(other: KeyRecipe, problem: str) -> None:
+    original = empty(schema=EngineKeys(HashScheme("sha256_cbor", "s"), 4, {"sql": "/sql"}))
+    original.apply(Stream(PodId("a")), EventBatch((BlockStored((EngineHash(7),)),)))
+    with pytest.raises(SnapshotError) as refused:
+        empty(schema=other).restore(original.snapshot())
+    assert refused.value.problem == problem
+    restored = empty(schema=EngineKeys(HashScheme("sha256_cbor", "s"), 4))
+    restored.restore(original.snapshot())
+    assert restored.stats().blocks == 1
 
 
 def test_a_version_to_come_is_named() -> None:

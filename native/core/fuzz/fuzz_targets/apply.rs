@@ -14,7 +14,7 @@
 use kvatlas_core::decode::{Wire, decode};
 use kvatlas_core::events::{AttentionKind, Batch, Event, Extra, GroupSpec, Removed, Stored, Tier};
 use kvatlas_core::index::Index;
-use kvatlas_core::keys::KeySchema;
+use kvatlas_core::keys::{KeySchema, Mode};
 use kvatlas_core::promises::StreamName;
 use kvatlas_core::report::Limits;
 use kvatlas_core::score::{Question, Scorer, Scores, Weights};
@@ -27,7 +27,14 @@ const BOUNDS: [usize; 8] = [0, 1, 2, 5, 12, 40, 200, 1 << 40];
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);
-    let block_tokens = usize::from(input.byte() % 4) + 1;
+    let first = input.byte();
+    let block_tokens = usize::from(first % 4) + 1;
+    let mode = match first >> 6 {
+        0 => Mode::Kvatlas,
+        1 => Mode::LlmdCborFnv,
+        2 => Mode::LlmdXxh64,
+        _ => Mode::Engine("sha256_cbor".into()),
+    };
     let limits = Limits {
         ttl_s: [0.0, 1.0, 5.0, 30.0, 1e9, f64::INFINITY][input.below(6)],
         blocks_max: input.bound(),
@@ -36,7 +43,7 @@ fuzz_target!(|bytes: &[u8]| {
         retired_max: input.bound(),
         promises_max: input.bound(),
     };
-    let schema = KeySchema { block_size_tokens: block_tokens, seed: "".into() };
+    let schema = KeySchema { block_size_tokens: block_tokens, seed: "".into(), mode };
     let mut world = World { index: Index::new(State::new(schema.clone(), limits)), schema, limits, now_s: 0.0 };
     for _ in 0..STEPS_MAX {
         if input.0.is_empty() {
@@ -273,6 +280,7 @@ impl World {
             block_tokens: self.schema.block_size_tokens as u64,
             pods: (flags & 2 == 0).then_some(&["a", "nobody"]),
             model: [None, Some("one"), Some("")][input.below(3)],
+            is_confined: flags & 4 == 4,
             scorer: [Scorer::LongestPrefix, Scorer::HighestBlockHit, Scorer::Coverage][input.below(3)],
             weights: &weights,
             stale_weight: 0.5,

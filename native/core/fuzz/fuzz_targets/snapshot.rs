@@ -11,7 +11,7 @@
 
 use kvatlas_core::events::{Batch, Event, Removed, Stored, Tier};
 use kvatlas_core::index::Index;
-use kvatlas_core::keys::KeySchema;
+use kvatlas_core::keys::{KeySchema, Mode};
 use kvatlas_core::promises::StreamName;
 use kvatlas_core::report::Limits;
 use kvatlas_core::snapshot::seal;
@@ -39,9 +39,8 @@ fuzz_target!(|body: &[u8]| {
 });
 
 fn index(blocks_max: usize) -> Index {
-    let schema = KeySchema { block_size_tokens: 4, seed: "".into() };
-    let limits =
-        Limits { ttl_s: 10.0, blocks_max, bytes_max: 1 << 30, orphans_max: 4, retired_max: 4, promises_max: 4 };
+    let schema = KeySchema { block_size_tokens: 4, seed: "".into(), mode: Mode::Kvatlas };
+    let limits = Limits { ttl_s: 10.0, blocks_max, bytes_max: 1 << 30, orphans_max: 4, retired_max: 4, promises_max: 4 };
     Index::new(State::new(schema, limits))
 }
 

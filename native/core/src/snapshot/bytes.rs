@@ -1,6 +1,6 @@
 //! Numbers and texts as bytes, and back within bounds.
 
-use super::{MAGIC, SnapshotError, TRAILER, VERSION};
+use super::{MAGIC, OTHER_MODE, SnapshotError, TRAILER, VERSION};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// End a snapshot: append the checksum of all that is there.
@@ -11,7 +11,7 @@ pub fn seal(mut snapshot: Vec<u8>) -> Vec<u8> {
 }
 
 pub(super) trait Put {
-    fn header(&mut self);
+    fn header(&mut self, flags: u16);
     fn u64(&mut self, value: u64);
     fn varint(&mut self, value: u64);
     fn count(&mut self, count: usize);
@@ -21,10 +21,10 @@ pub(super) trait Put {
 }
 
 impl Put for Vec<u8> {
-    fn header(&mut self) {
+    fn header(&mut self, flags: u16) {
         self.extend_from_slice(MAGIC);
         self.extend_from_slice(&VERSION.to_le_bytes());
-        self.extend_from_slice(&[0; 2]);
+        self.extend_from_slice(&flags.to_le_bytes());
     }
 
     #[inline]
@@ -67,6 +67,8 @@ impl Put for Vec<u8> {
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Of the header.
+    pub flags: u16,
 }
 
 pub(super) type Read<T> = Result<T, SnapshotError>;
@@ -80,7 +82,7 @@ impl<'a> Reader<'a> {
         }
         let u16_at = |at: usize| u16::from_le_bytes([snapshot[at], snapshot[at + 1]]);
         let (version, flags) = (u16_at(start - 4), u16_at(start - 2));
-        if (version, flags) != (VERSION, 0) {
+        if version != VERSION || !matches!(flags, 0 | OTHER_MODE) {
             return Err(SnapshotError::Version(version, flags));
         }
         let end = snapshot.len() - TRAILER.min(snapshot.len() - start);
@@ -88,7 +90,7 @@ impl<'a> Reader<'a> {
         if trailer != xxh3_64(bytes).to_le_bytes() {
             return Err(SnapshotError::Checksum);
         }
-        Ok(Self { bytes, at: start })
+        Ok(Self { bytes, at: start, flags })
     }
 
     /// It contradicts itself just before here.

@@ -1,11 +1,11 @@
 //! Bytes to an index.
 
-use super::SnapshotError;
 use super::bytes::{Read, Reader};
+use super::{OTHER_MODE, SnapshotError};
 use crate::blocks::Refused;
 use crate::events::{AttentionKind, EngineHash, Extra, GroupSpec, Tier};
 use crate::irregular::{Chunk, Irregular, IrregularBlock};
-use crate::keys::{ChainEnd, KeySchema};
+use crate::keys::{ChainEnd, KeySchema, Mode};
 use crate::promises::StreamName;
 use crate::recency::Tick;
 use crate::report::Limits;
@@ -51,9 +51,13 @@ pub(crate) fn read(
 fn check_schema(from: &mut Reader, ours: &KeySchema) -> Read<()> {
     let size = from.varint()?;
     let seed = from.text()?;
+    let mode = if from.flags == OTHER_MODE { from.text()?.to_owned() } else { Mode::Kvatlas.name() };
     let differs = |field, theirs: String, ours: String| Err(SnapshotError::Schema { field, theirs, ours });
     if size != ours.block_size_tokens as u64 {
         return differs("block_size_tokens", size.to_string(), ours.block_size_tokens.to_string());
+    }
+    if mode != ours.mode.name() {
+        return differs("mode", mode, ours.mode.name());
     }
     if *seed != *ours.seed {
         return differs("seed", format!("{seed:?}"), format!("{:?}", ours.seed));
@@ -78,8 +82,8 @@ fn read_streams(from: &mut Reader, state: &mut State, stale_codes: u8) -> Read<(
     from.check(count <= STREAMS_MAX, "too many streams")?;
     let tiers = state.tiers.names().len();
     for id in 0..count as StreamId {
-        let size = state.shared.schema.block_size_tokens;
-        let stream = from.maybe(|from| read_stream(from, id, tiers, size, stale_codes))?;
+        let schema = &state.shared.schema;
+        let stream = from.maybe(|from| read_stream(from, id, tiers, schema, stale_codes))?;
         if let Some(stream) = &stream {
             let known = state.by_name.insert(stream.name.clone(), id);
             from.check(known.is_none(), "a stream that was named before")?;
@@ -97,7 +101,7 @@ fn read_streams(from: &mut Reader, state: &mut State, stale_codes: u8) -> Read<(
     from.check(state.free.len() + state.by_name.len() == count, "a number that is neither free nor a stream's")
 }
 
-fn read_stream(from: &mut Reader, id: StreamId, tiers: usize, block_size_tokens: usize, stale_codes: u8) -> Read<Stream> {
+fn read_stream(from: &mut Reader, id: StreamId, tiers: usize, schema: &KeySchema, stale_codes: u8) -> Read<Stream> {
     let name = StreamName { pod: from.text()?.into(), dp_rank: from.u32()? };
     let mut stream = Stream::new(id, Arc::new(name));
     stream.model = from.maybe(Reader::text)?.map(Into::into);
@@ -114,7 +118,7 @@ fn read_stream(from: &mut Reader, id: StreamId, tiers: usize, block_size_tokens:
     stream.places = from.list(2, |from| Ok((from.below(tiers, "an unknown tier")? as TierId, from.u32()?)))?;
     from.check(stream.places.len() <= PLACES_MAX, "too many places")?;
     read_orphans(from, &mut stream)?;
-    read_irregular(from, &mut stream, block_size_tokens)?;
+    read_irregular(from, &mut stream, schema)?;
     Ok(stream)
 }
 
@@ -143,14 +147,16 @@ fn read_orphans(from: &mut Reader, stream: &mut Stream) -> Read<()> {
     Ok(())
 }
 
-fn read_irregular(from: &mut Reader, stream: &mut Stream, block_size_tokens: usize) -> Read<()> {
+fn read_irregular(from: &mut Reader, stream: &mut Stream, schema: &KeySchema) -> Read<()> {
+    let (block_size_tokens, mode) = (schema.block_size_tokens, &schema.mode);
     let mut irregular = Irregular::default();
     for _ in 0..from.count(21)? {
         let hash = from.u64()?;
         let end = ChainEnd { key: from.u64()?, pending: read_tokens(from)?, extras: read_extras(from)? };
         let left = end.pending.len();
         from.check(left < block_size_tokens, "more tokens left over than a block has")?;
-        let is_left = |extra: &Extra| (0..left as i64).contains(&extra.offset_tokens);
+        let first = if mode.has_earlier_extras() { i64::MIN / 2 } else { 0 };
+        let is_left = |extra: &Extra| (first..left as i64).contains(&extra.offset_tokens);
         from.check(end.extras.iter().all(is_left), "an extra beyond the tokens left over")?;
         let unfinished = from.list(8, Reader::u64)?;
         from.check(unfinished.len() <= left, "more blocks than tokens left over")?;

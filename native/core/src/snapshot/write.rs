@@ -1,8 +1,10 @@
 //! The index to bytes.
 
+use super::OTHER_MODE;
 use super::bytes::{Put, seal};
 use crate::blocks::Blocks;
 use crate::events::{EngineHash, Extra};
+use crate::keys::Mode;
 use crate::recency::Tick;
 use crate::sets::{EMPTY_KEY, EMPTY_NAME, FREE, Kind, SetId};
 use crate::slots::{RETIRED, Slot, copies_in, is_held, place_of, slot_in};
@@ -18,9 +20,14 @@ const ROOM_BYTES: usize = 1 << 16;
 pub(crate) fn write(state: &State, now_s: f64) -> Vec<u8> {
     let blocks = &state.shared.blocks;
     let mut out = Vec::with_capacity(blocks.allocated() * 17 + ROOM_BYTES);
-    out.header();
-    out.count(state.shared.schema.block_size_tokens);
-    out.text(state.shared.schema.seed.as_bytes());
+    let schema = &state.shared.schema;
+    let is_other_mode = schema.mode != Mode::Kvatlas;
+    out.header(if is_other_mode { OTHER_MODE } else { 0 });
+    out.count(schema.block_size_tokens);
+    out.text(schema.seed.as_bytes());
+    if is_other_mode {
+        out.text(schema.mode.name().as_bytes());
+    }
     out.count(state.tiers.names().len());
     state.tiers.names().iter().for_each(|tier| out.text(tier.0.as_bytes()));
     state.evicted.iter().for_each(|count| out.varint(*count));

@@ -32,12 +32,23 @@ impl End {
     }
 }
 
+/// What gives an event's blocks their keys.
+#[derive(Clone, Copy)]
+pub enum Naming<'a> {
+    /// Their tokens: of one block, and of all.
+    Tokens(usize, &'a [u32]),
+    /// Their hashes, which are their keys.
+    Hashes,
+    /// Nothing: the event does not say what each block holds.
+    Nothing,
+}
+
 /// A stored event as far as it concerns each of its blocks.
 pub struct Storing<'a> {
     /// Where the copies go.
     pub slot: Slot,
-    /// Tokens of one block, and of all; None if the event does not say what each block holds.
-    pub naming: Option<(usize, &'a [u32])>,
+    /// What gives its blocks their keys.
+    pub naming: Naming<'a>,
     /// As [`crate::events::Stored::extras`].
     pub extras: Option<&'a [Vec<Extra>]>,
     /// Where the chain stands before the next block; None if that is not known.
@@ -140,8 +151,14 @@ impl State {
         report: &mut Report,
     ) -> usize {
         let (shared, stream) = self.parts(id);
-        let (Some((size, tokens)), Some(End::Whole(start))) = (storing.naming, &storing.end) else { return 0 };
-        let is_usual = size == shared.schema.block_size_tokens
+        let (chain, is_usual) = match (storing.naming, &storing.end) {
+            (Naming::Hashes, _) => (None, true),
+            (Naming::Tokens(size, tokens), Some(End::Whole(start))) => {
+                (Some((*start, tokens)), size == shared.schema.block_size_tokens)
+            }
+            _ => return 0,
+        };
+        let is_usual = is_usual
             && storing.extras.is_none_or(|extras| extras.iter().skip(numbers.start).take(numbers.len()).all(Vec::is_empty))
             && stream.orphans.is_empty()
             && stream.children.is_empty()
@@ -149,13 +166,19 @@ impl State {
         if !is_usual {
             return 0;
         }
-        let mut key = *start;
+        let size = shared.schema.block_size_tokens;
+        let mut key = chain.map_or(0, |(start, _)| start);
         let mut blocks: SmallVec<[Whole; STEP_BLOCKS]> = SmallVec::new();
         blocks.extend(numbers.clone().map(|number| Whole::new(hashes[number], shared.blocks.place(hashes[number]))));
         blocks.iter().for_each(|block| shared.blocks.expect_hash(block.hash.1));
         // made for all, though some may be known: meanwhile the tables' memory comes
         for (block, number) in blocks.iter_mut().zip(numbers.clone()) {
-            key = shared.schema.next_key(key, &tokens[number * size..(number + 1) * size], &mut shared.content);
+            key = match chain {
+                Some((_, tokens)) => {
+                    shared.schema.next_key(key, &tokens[number * size..(number + 1) * size], &mut shared.content)
+                }
+                None => block.hash.0,
+            };
             block.key = (key, shared.blocks.place(key));
             shared.blocks.expect_key(block.key.1);
         }
@@ -209,7 +232,17 @@ impl State {
         storing.is_whole = false;
         let (shared, stream) = self.parts(id);
         let mut record = shared.blocks.find_hash(hash, id);
-        if let Some((size, tokens)) = storing.naming {
+        if let Naming::Hashes = storing.naming {
+            record = match shared.blocks.link(hash, hash, stream.id) {
+                Link::Linked(record) | Link::Known(record) => Some(record),
+                Link::Full => {
+                    report.refused += 1;
+                    storing.touched.push(0);
+                    return;
+                }
+            };
+        }
+        if let Naming::Tokens(size, tokens) = storing.naming {
             if let Some(record) = record {
                 storing.end = Some(End::Whole(shared.blocks.key(record)));
             } else if let Some(block) = stream.irregular.get(hash) {
