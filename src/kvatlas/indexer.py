@@ -54,6 +54,9 @@ class Indexer:
             sources_of(settings),
             limits_of(settings),
         )
+        by_hash = settings.keys.mode == "engine"
+        algorithm = settings.keys.engine.algorithm if by_hash else ""
+        self.metrics.keys(settings.keys.mode, algorithm, settings.keys.block_size)
         self.metrics.observe_index(self.stats, self.pods)
 
     # -- life ---------------------------------------------------------------------------------------------------------

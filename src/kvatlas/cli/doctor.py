@@ -25,6 +25,7 @@ from kvatlas.doctor import (
     check_engine,
     check_installation,
     check_service,
+    check_tokens,
     sample_engines,
 )
 from kvatlas.errors import ConfigError, RequestError
@@ -78,6 +79,8 @@ def doctor(
         overrides.append(f"keys.blockSize={block_size}")
     settings, found = _settings(config, overrides)
     checks = check_installation(settings.index.core) + found
+    with screen(stderr=True).status("loading tokenizers"):
+        checks += check_tokens(settings.tokens)
     if url is not None or engine is None:
         checks += _service(settings, url, token)
     if settings.zmq.engines:
@@ -107,8 +110,7 @@ def _service(settings: Config, url: str | None, token: str | None) -> list[Check
     client = ServiceClient(url or own_url, token or api.token)
     try:
         ready, reason = client.ready()
-        by_hash = settings.keys.mode == "engine"
-        state = ServiceState(client.url, ready, reason, client.block_size_tokens(), client.pods()[0], client.metrics(), by_hash)
+        state = ServiceState(client.url, ready, reason, client.block_size_tokens(), client.pods()[0], client.metrics())
     except RequestError as error:
         if url is None:
             remedy = f"start it (kvatlas serve), or name it: kvatlas doctor --url {DEFAULT_URL}"

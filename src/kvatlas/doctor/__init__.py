@@ -2,6 +2,7 @@
 
 check.py         what a check says
 installation.py  this Python, its packages and plugins, the core
+tokens.py        where prompts become tokens: tokenizers, renderers, services
 service.py       a running service, from its own answers
 sample.py        what was heard of one engine
 announced.py     blocks as an engine announced them, hashes whole
@@ -15,6 +16,7 @@ from kvatlas.doctor.hashing import ExpectedKeys
 from kvatlas.doctor.installation import check_installation
 from kvatlas.doctor.sample import EngineSample, sample_engines
 from kvatlas.doctor.service import ServiceState, check_service
+from kvatlas.doctor.tokens import check_tokens
 
 __all__ = [
     "Check",
@@ -26,5 +28,6 @@ __all__ = [
     "check_engine",
     "check_installation",
     "check_service",
+    "check_tokens",
     "sample_engines",
 ]

@@ -27,8 +27,6 @@ class ServiceState(msgspec.Struct, frozen=True):
     pods: Sequence[PodStatus]
     metrics: str
     """The text of /metrics."""
-    by_hash: bool = False
-    """Its keys are engine hashes (keys.mode: engine). It does not tell; its settings do."""
 
 
 def check_service(state: ServiceState) -> list[Check]:
@@ -41,11 +39,12 @@ def check_service(state: ServiceState) -> list[Check]:
         found.warn("ready", state.not_ready_reason or "not ready", "wait until it has caught up; its log says more")
     cores = [labels["core"] for labels, value in samples.get("kv_cache_core_info", ()) if value == 1]
     found.ok("core", ", ".join(cores) or "not told")
+    by_hash = _keys(found, samples)
     _events(found, state, samples)
     _trust(found, state.pods)
     _streams(found, state.pods)
     _replays(found, state.pods, samples)
-    _block_sizes(found, state)
+    _block_sizes(found, state, by_hash)
     _tokens(found, state.pods)
     _decode_errors(found, samples)
     return found.checks
@@ -116,13 +115,25 @@ def _replays(found: CheckList, pods: Sequence[PodStatus], samples: Samples) -> N
         found.warn(f"replay {name}", f"its replay endpoint does not answer: {count} replays failed", remedy)
 
 
-def _block_sizes(found: CheckList, state: ServiceState) -> None:
+def _keys(found: CheckList, samples: Samples) -> bool:
+    """Say of which kind its keys are; return whether they are engine hashes."""
+    kinds = [labels for labels, value in samples.get("kv_cache_keys_info", ()) if value == 1]
+    if not kinds:
+        found.ok("keys", "not told")
+        return False
+    labels = kinds[0]
+    algorithm = f" ({labels['algorithm']})" if labels.get("algorithm") else ""
+    found.ok("keys", f"keys.mode {labels['mode']}{algorithm}, blocks of {labels['block_size']} tokens")
+    return labels["mode"] == "engine"
+
+
+def _block_sizes(found: CheckList, state: ServiceState, by_hash: bool) -> None:
     sizes = {size for pod in state.pods for size in pod.block_sizes_tokens}
     if not sizes:
         found.skip("block size", f"index {state.block_size_tokens}; no engine has told its own yet")
         return
     match = BlockSizeMatch(state.block_size_tokens, frozenset(sizes))
-    (match.report_for_hashes if state.by_hash else match.report)(found)
+    (match.report_for_hashes if by_hash else match.report)(found)
 
 
 def _tokens(found: CheckList, pods: Sequence[PodStatus]) -> None:

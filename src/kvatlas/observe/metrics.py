@@ -52,6 +52,7 @@ class Metrics:
         build.labels(importlib.metadata.version("kvatlas")).set(1)
         self._core = self._gauge("kv_cache_core_info", "Which core does the hot work; always 1.", ("core",))
         self.core(core)
+        self._keys = self._gauge("kv_cache_keys_info", "Of which kind keys are; always 1.", ("mode", "algorithm", "block_size"))
 
     def _declare_write_path(self) -> None:
         self._events = self._counter("kv_cache_events_received", "KV cache events decoded, by type.", ("pod", "type"))
@@ -120,6 +121,11 @@ class Metrics:
         """Say which index implementation runs."""
         self._core.clear()
         self._core.labels(name).set(1)
+
+    def keys(self, mode: str, algorithm: str, block_size_tokens: int) -> None:
+        """Say of which kind block keys are. ``algorithm``: of engine hashes, else empty."""
+        self._keys.clear()
+        self._keys.labels(mode, algorithm, str(block_size_tokens)).set(1)
 
     def frame(self, pod: str, outcome: str) -> None:
         """Count a frame: applied, duplicate, replayed, held or dropped."""

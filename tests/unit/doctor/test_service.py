@@ -144,5 +144,9 @@ def test_this_installation_is_sound_and_names_its_core() -> None:
 
 
 def test_where_keys_are_engine_hashes_the_block_size_has_to_be_the_engines() -> None:
-    assert outcomes(diagnose(FRESH, by_hash=True))["block size"] == "fail"
-    assert outcomes(diagnose(FRESH, by_hash=True, block_size_tokens=32))["block size"] == "ok"
+    metrics = Metrics()
+    metrics.keys("engine", "sha256_cbor", 16)
+    found = diagnose(FRESH, metrics=metrics)
+    assert "sha256_cbor" in found["keys"].seen
+    assert outcomes(found)["block size"] == "fail"
+    assert outcomes(diagnose(FRESH, metrics=metrics, block_size_tokens=32))["block size"] == "ok"

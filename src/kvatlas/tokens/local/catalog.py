@@ -206,7 +206,7 @@ class Catalog:
         if target is None:
             return self._find_name(model, model)
         path = Path(target).expanduser()
-        if not (path.is_absolute() or target.startswith(("./", "../"))):
+        if not (path.is_absolute() or target.startswith(("./", "../")) or path.is_dir()):
             return self._find_name(model, target)
         problems: list[str] = []
         found = self._open(model, self._revision_of(model, target), path, None, problems)
