@@ -4,6 +4,7 @@ Baseline: the ``tokenizers`` package alone, given the whole text. Ours is all th
 template, prefix store, tokens, block keys and the scores of 8 pods that hold the chat so far. Texts are those of a real trace
 of agents (LMCache's taubench, in ``tests/data/traces``). The trace itself is tokenized in the order of its time stamps, as
 completions and as chats, and the block keys of every request are compared with those of full tokenization.
+Last, block keys of other kinds than ours, in Rust and in Python.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from tokenizers import Tokenizer
@@ -23,11 +26,15 @@ from benchmarks.result import Result, against, median, percentile
 from benchmarks.sides import Placement
 from kvatlas.config import load_config
 from kvatlas.indexer import Indexer
+from kvatlas.keys import EngineKeys, LlmdKeys
+from kvatlas.keys.engine_hashes import UNSET_SEED, HashScheme
 from kvatlas.results import Query
 from kvatlas.tokens.prompts import ChatPrompt, Prompt, TextPrompt
 from kvatlas.tokens.setup import make_tokenization
 from kvatlas.tokens.tokenization import Tokenization
 from kvatlas.types import BlockStored, EngineHash, EventBatch, PodId, Stream
+
+T = TypeVar("T")
 
 NAME = "tokens"
 DATA = Path(__file__).parents[1] / "tests" / "data"
@@ -40,6 +47,7 @@ BLOCK_TOKENS = 16
 TURN_CHARS = 400
 """What a turn adds to a chat: about a hundred tokens."""
 TURNS = 15
+CHATS = 3
 STORES = ("trie", "chunks")
 WARM_SHARE = 0.1
 """Aim: of full tokenization, what the next turn of a known chat costs."""
@@ -65,7 +73,7 @@ def run(*, quick: bool, place: Placement) -> list[Result]:
     for store in STORES:
         results += _trace(store, "completions", [TextPrompt(model=MODEL, text=asked.input) for asked in requests], alone)
         results += _trace(store, "chats", [_chat(asked.input.split("\n\n")) for asked in requests], alone)
-    return results
+    return results + _keys()
 
 
 @contextmanager
@@ -89,30 +97,44 @@ def _ours(store: str) -> Iterator[tuple[Indexer, Tokenization]]:
 
 
 def _one_size(store: str, tokens: int, words: Iterator[str], alone: Tokenizer) -> list[Result]:
-    """Chats that grow by a turn until they have ``tokens``: the first time, and each next turn."""
-    results = []
-    cold: list[float] = []
-    warm: list[float] = []
+    """Chats of about ``tokens`` that then grow by turns: the first time, the next turn's tokens, the next turn's scores."""
+    samples: dict[str, list[float]] = {"to scores, first time": [], "to tokens, next turn": [], "to scores, next turn": []}
     base: list[float] = []
     with _ours(store) as (indexer, tokenization):
-        for _ in range(3):
+        assert tokenization.local is not None
+        local = tokenization.local
+        works: list[tuple[str, Callable[[ChatPrompt], array[int]]]] = [
+            ("to tokens, next turn", lambda chat: local.tokenize(chat).token_ids),
+            ("to scores, next turn", lambda chat: _scores(indexer, tokenization, chat)),
+        ]
+        for _ in range(CHATS):
             turns = _turns(tokens, words, alone)
-            cold.append(_timed(lambda: _scores(indexer, tokenization, _chat(turns)))[0])  # noqa: B023  # called at once
-            _hold(indexer, tokenization.tokenize(_chat(turns)).token_ids)
-            for _ in range(TURNS // 3):
+            seconds, held = _timed(partial(_scores, indexer, tokenization, _chat(turns)))
+            samples["to scores, first time"].append(seconds)
+            _hold(indexer, held)
+            for name, work in works * (TURNS // CHATS):
                 turns.append(_text(TURN_CHARS, words))
                 chat = _chat(turns)
-                text = _rendered(tokenization, chat)
-                seconds, right = _timed(lambda: alone.encode(text, add_special_tokens=False).ids)  # noqa: B023
+                seconds, right = _timed(partial(_whole, alone, _rendered(tokenization, chat)))
                 base.append(seconds)
-                seconds, found = _timed(lambda: _scores(indexer, tokenization, chat))  # noqa: B023
-                warm.append(seconds)
-                assert list(found) == right, "tokens differ from those of the whole text"
-    what = f"chat to scores, {tokens:,} tokens, store {store}"
-    for name, seconds, reach in (("first time", cold, None), ("next turn", warm, 1 / WARM_SHARE)):
-        value, whole = median(seconds) * 1e3, median(base) * 1e3
-        results.append(against(NAME, f"{what}, {name}", value, "ms", BASELINE, whole, higher_is_better=False, reach=reach))
-    return results
+                seconds, found = _timed(partial(work, chat))
+                samples[name].append(seconds)
+                if found.tolist() != right:
+                    raise AssertionError("tokens differ from those of the whole text")
+    whole = median(base) * 1e3
+    return [
+        against(
+            NAME,
+            f"chat of {tokens:,} tokens {what}, store {store}",
+            median(seconds) * 1e3,
+            "ms",
+            BASELINE,
+            whole,
+            higher_is_better=False,
+            reach=None if "first" in what else 1 / WARM_SHARE,
+        )
+        for what, seconds in samples.items()
+    ]
 
 
 def _trace(store: str, form: str, prompts: Sequence[Prompt], alone: Tokenizer) -> list[Result]:
@@ -121,11 +143,13 @@ def _trace(store: str, form: str, prompts: Sequence[Prompt], alone: Tokenizer) -
     base: list[float] = []
     stored = total = differ = 0
     with _ours(store) as (indexer, tokenization):
+        assert tokenization.local is not None
+        local = tokenization.local
         for prompt in prompts:
             text = prompt.text if isinstance(prompt, TextPrompt) else _rendered(tokenization, prompt)
-            seconds, right = _timed(lambda: alone.encode(text, add_special_tokens=False).ids)  # noqa: B023
+            seconds, right = _timed(partial(_whole, alone, text))
             base.append(seconds)
-            seconds, found = _timed(lambda: tokenization.local.tokenize(prompt))  # noqa: B023
+            seconds, found = _timed(partial(local.tokenize, prompt))
             ours.append(seconds)
             keys = indexer.block_keys(Query(found.token_ids, MODEL))
             differ += keys != indexer.block_keys(Query(right, MODEL))
@@ -209,7 +233,33 @@ def _endless(requests: Sequence[Asked]) -> Iterator[str]:
         yield from words[stride % len(words) :: 1 + stride % 7]
 
 
-def _timed(work: Callable[[], object]) -> tuple[float, object]:
+def _keys() -> list[Result]:
+    """Block keys of 32,768 tokens of each kind that Rust computes, beside the reference in Python."""
+    tokens = array("I", (number * 7919 % 128_000 for number in range(32_768)))
+    recipes = {
+        "llmd-cbor-fnv": LlmdKeys(BLOCK_TOKENS),
+        "llmd-xxh64": LlmdKeys(BLOCK_TOKENS, mode="llmd-xxh64"),
+        "engine, sha256_cbor": EngineKeys(HashScheme("sha256_cbor", UNSET_SEED), BLOCK_TOKENS),
+        "engine, xxhash_cbor": EngineKeys(HashScheme("xxhash_cbor", "0"), BLOCK_TOKENS),
+    }
+    results = []
+    for name, recipe in recipes.items():
+        ours = [_timed(partial(recipe.keys, tokens, MODEL)) for _ in range(TURNS)]
+        python = [_timed(partial(recipe.keys_in_python, tokens, MODEL)) for _ in range(CHATS)]
+        if ours[0][1] != python[0][1]:
+            raise AssertionError(f"{name}: keys differ")
+        value, whole = median([seconds for seconds, _ in ours]) * 1e3, median([seconds for seconds, _ in python]) * 1e3
+        what = f"keys of 32,768 tokens, {name}"
+        results.append(against(NAME, what, value, "ms", "the reference in Python", whole, higher_is_better=False))
+    return results
+
+
+def _whole(alone: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = alone.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
     began = time.perf_counter()
     result = work()
     return time.perf_counter() - began, result
