@@ -11,7 +11,8 @@ import pytest
 from kvatlas.config.settings import TokenSettings
 from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.tokens.local import catalog as catalog_module
-from kvatlas.tokens.local.catalog import Catalog, digest, kind_of
+from kvatlas.tokens.local.catalog import Catalog
+from kvatlas.tokens.local.formats import digest, kind_of
 from kvatlas.tokens.local.hub import Hub
 
 COMMIT = "a" * 40

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from kvatlas.errors import TokenizationError, TokenizationReason
-from kvatlas.tokens.local.chat import arguments, conversation, with_developers_as_system
+from kvatlas.tokens.local.chat import conversation, with_developers_as_system
+from kvatlas.tokens.local.chat_arguments import arguments
 from kvatlas.tokens.local.templates import compiled
 from kvatlas.tokens.prompts import ChatPrompt
 from tests.models.chats import TEMPLATES

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from kvatlas.errors import TokenizationError, TokenizationReason
-from kvatlas.tokens.local.huggingface import HuggingFaceTokenizer, load_huggingface, max_model_len
+from kvatlas.tokens.local.huggingface import HuggingFaceTokenizer, load_huggingface
+from kvatlas.tokens.local.model_config import max_model_len
 from kvatlas.tokens.prompts import ChatPrompt, TextPrompt
 from tests.models.chats import DATA, Variant, write_model
 

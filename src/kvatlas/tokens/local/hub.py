@@ -9,7 +9,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 
 from kvatlas.errors import TokenizationError, TokenizationReason
-from kvatlas.tokens.local.catalog import is_tokenizer_file
+from kvatlas.tokens.local.formats import is_tokenizer_file
 
 FILE_BYTES_MAX = 128 << 20
 """Largest file that is fetched; the largest tokenizers known have about 35 MB."""

@@ -14,7 +14,7 @@ import logging
 import os
 import warnings
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
@@ -22,8 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.tokens.encoding import Encoding
-from kvatlas.tokens.local import chat as chats
-from kvatlas.tokens.local.catalog import digest
+from kvatlas.tokens.local import chat_arguments
+from kvatlas.tokens.local.chat import conversation, with_developers_as_system
+from kvatlas.tokens.local.chat_input import check_text
+from kvatlas.tokens.local.formats import digest
+from kvatlas.tokens.local.model_config import max_model_len, own_chats
 from kvatlas.tokens.prompts import ChatPrompt, Prompt
 from kvatlas.tokens.seams import Seams
 
@@ -45,37 +48,8 @@ _PROBES = (
     "<s>",
     "def f(x):\n\treturn x\n",
 )
-_OWN_CHATS = {
-    "gpt_oss": "harmony",
-    "kimi_k3": "kimi_k3",
-    "deepseek_v32": "deepseek_v32",
-    "deepseek_v4": "deepseek_v4",
-    "deepseek_v41": "deepseek_v41",
-    "inkling": "inkling",
-    "kimi_audio": "kimi_audio",
-}
-"""Kinds of models whose chats vLLM renders with code of its own, not with a template."""
-_OWN_CHAT_ARCHITECTURES = {
-    "GptOssForCausalLM": "harmony",
-    "MoonshotKimiaForCausalLM": "kimi_audio",
-    "KimiK3ForConditionalGeneration": "kimi_k3",
-    "DeepseekV32ForCausalLM": "deepseek_v32",
-    "DeepseekV4ForCausalLM": "deepseek_v4",
-    "DeepseekV4ForConditionalGeneration": "deepseek_v4",
-    "DeepseekV41ForCausalLM": "deepseek_v41",
-    "InklingForCausalLM": "inkling",
-    "InklingForConditionalGeneration": "inkling",
-}
 _WRONG_CLASS = frozenset({"internlm2", "step3_vl", "step3p7", "unlimited-ocr", "unlimited_ocr"})
 """Kinds of models whose tokenizer_config.json names a wrong class: vLLM reads their tokenizer.json as it is."""
-_LENGTH_KEYS = (
-    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_target_positions",
-    "max_sequence_length", "max_seq_length", "seq_len",
-)  # fmt: skip
-_LENGTH_UNKNOWN = 2048
-"""What vLLM assumes of a model that does not say."""
-_SCALED_ALREADY = frozenset({"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"})
-"""Kinds of rope whose max_position_embeddings is the scaled length."""
 
 
 class HuggingFaceText:
@@ -151,7 +125,7 @@ class HuggingFaceTokenizer:
                 "set tokens.renderer.endpoints to a renderer (vllm launch render)",
             )
         given, replaced = self._given_templates(chat)
-        arguments = chats.arguments(chat)
+        arguments = chat_arguments.arguments(chat)
         with_tools = arguments["tools"] is not None
         source = self._choose(given, with_tools=with_tools)
         # As in the engine, a template in chat_template_kwargs renders messages that were prepared for the one it replaces.
@@ -161,12 +135,12 @@ class HuggingFaceTokenizer:
         if source is None:
             raise templates.missing()
         template = templates.compiled(source)
-        messages = chats.conversation(chat.messages, content_format)
+        messages = conversation(chat.messages, content_format)
         if not template.knows_developers:
-            messages = chats.with_developers_as_system(messages)
+            messages = with_developers_as_system(messages)
         continues = arguments.pop("continue_final_message")
         text = template.render(messages, {**self._special_tokens, **arguments}, continue_final_message=continues)
-        chats.check_text(text, chat)
+        check_text(text, chat)
         return text
 
     def prompt_text(self, prompt: Prompt) -> str:
@@ -188,7 +162,7 @@ class HuggingFaceTokenizer:
 
     def _given_templates(self, chat: ChatPrompt) -> tuple[str | None, str | None]:
         """Return the template that is given for a chat, and the one in chat_template_kwargs where that counts."""
-        in_arguments = chats.template_argument(chat)
+        in_arguments = chat_arguments.template_argument(chat)
         if not self._trust_request_template and (chat.chat_template is not None or in_arguments is not None):
             raise TokenizationError(
                 TokenizationReason.BAD_TEMPLATE,
@@ -240,44 +214,8 @@ def load_huggingface(
         processor_template=_processor_template(directory),
         chat_template=chat_template,
         trust_request_template=trust_request_template,
-        own_chats=_own_chats(raw or {}),
+        own_chats=own_chats(raw or {}),
     )
-
-
-def max_model_len(config: Any) -> int:
-    """Return how many tokens a model takes, as vLLM derives it without --max-model-len.
-
-    ``config``: transformers' configuration of its text part, or what config.json says where transformers does not know it.
-    """
-
-    def said(key: str) -> Any:
-        return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
-
-    lengths = [length for key in _LENGTH_KEYS if isinstance(length := said(key), int | float) and length > 0]
-    derived: float = said("model_max_length") or min(lengths, default=_LENGTH_UNKNOWN)
-    ropes = _ropes(said("rope_parameters") or said("rope_scaling"))
-    if any(_rope_type(rope) == "longrope" for rope in ropes):
-        return int(said("original_max_position_embeddings") or derived)
-    if "gemma3" not in str(said("model_type") or ""):
-        factor = None
-        for rope in ropes:
-            if _rope_type(rope) not in _SCALED_ALREADY:
-                factor = rope.get("factor", factor)
-        derived *= factor or 1.0
-    return int(derived)
-
-
-def _ropes(parameters: Any) -> list[Mapping[str, Any]]:
-    """Return a model's rope parameters: one for all layers, or one for each kind of layer."""
-    if not isinstance(parameters, Mapping) or not parameters:
-        return []
-    if all(isinstance(value, Mapping) or value is None for value in parameters.values()):
-        return [value for value in parameters.values() if value]
-    return [parameters]
-
-
-def _rope_type(rope: Mapping[str, Any]) -> str:
-    return str(rope.get("rope_type") or rope.get("type") or "default")
 
 
 # --- encoding
@@ -287,7 +225,7 @@ def _encoded(backend: Any, text: str, *, add_special_tokens: bool) -> Any:
     try:
         return backend.encode(text, add_special_tokens=add_special_tokens)
     except TypeError:  # half of a surrogate pair: no UTF-8
-        chats.check_text(text)
+        check_text(text)
         raise
 
 
@@ -442,13 +380,6 @@ def _processor_template(directory: Path) -> str | None:
         if isinstance(template, str):
             return template
     return None
-
-
-def _own_chats(config: Mapping[str, Any]) -> str | None:
-    for architecture in config.get("architectures") or ():
-        if architecture in _OWN_CHAT_ARCHITECTURES:
-            return _OWN_CHAT_ARCHITECTURES[architecture]
-    return _OWN_CHATS.get(str(config.get("model_type")))
 
 
 def _broken(path: Path, problem: str, remedy: str) -> TokenizationError:

@@ -14,7 +14,8 @@ import msgspec
 
 from kvatlas.errors import ConfigError, TokenizationError, TokenizationReason
 from kvatlas.tokens.encoding import LocalTokenizer
-from kvatlas.tokens.local.catalog import Catalog, Found, Kind, digest
+from kvatlas.tokens.local.catalog import Catalog, Found
+from kvatlas.tokens.local.formats import Kind, digest
 
 RETRY_AFTER_S = 10.0
 """How long a tokenizer that could not be loaded is left alone."""
