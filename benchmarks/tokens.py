@@ -245,7 +245,7 @@ def _keys() -> list[Result]:
     results = []
     for name, recipe in recipes.items():
         ours = [_timed(partial(recipe.keys, tokens, MODEL)) for _ in range(TURNS)]
-        python = [_timed(partial(recipe.keys_in_python, tokens, MODEL)) for _ in range(CHATS)]
+        python = [_timed(partial(recipe.in_python().keys, tokens, MODEL)) for _ in range(CHATS)]
         if ours[0][1] != python[0][1]:
             raise AssertionError(f"{name}: keys differ")
         value, whole = median([seconds for seconds, _ in ours]) * 1e3, median([seconds for seconds, _ in python]) * 1e3

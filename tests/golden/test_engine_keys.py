@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +60,16 @@ def loras(vector: dict[str, Any]) -> dict[str, str]:
     return {key[1]: key[2] for key in ast.literal_eval(vector["extra_keys"]) or () if key[0] == "lora"}
 
 
-@pytest.mark.parametrize("how", [EngineKeys.keys, EngineKeys.keys_in_python], ids=["native", "python"])
+@pytest.mark.parametrize("natively", [True, False], ids=["native", "python"])
 @pytest.mark.parametrize(
     "vector",
     [vector for vector in VECTORS if vector["extra"] in ("none", "salt")],
     ids=lambda vector: f"{vector['algo']}-{vector['seed']}-{vector['extra']}",
 )
-def test_keys_of_a_prompt_are_vllms_own_hashes(vector: dict[str, Any], how: Callable[..., list[int]]) -> None:
-    keys = EngineKeys(HashScheme(vector["algo"], vector["seed"] or UNSET_SEED), 16)
+def test_keys_of_a_prompt_are_vllms_own_hashes(vector: dict[str, Any], natively: bool) -> None:
+    keys = EngineKeys(HashScheme(vector["algo"], vector["seed"] or UNSET_SEED), 16, natively=natively)
     tokens = array("I", vector["block1"] + vector["block2"] + [1])
-    assert how(keys, tokens, **asked(vector)) == [vector["ext1"], vector["ext2"]]
+    assert keys.keys(tokens, **asked(vector)) == [vector["ext1"], vector["ext2"]]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_adapter_item_and_salt_are_hashed_as_vllm_does(vector: dict[str, Any]) -
     is compared."""
     keys = EngineKeys(HashScheme(vector["algo"], vector["seed"] or UNSET_SEED), 16, loras(vector))
     tokens = array("I", vector["block1"])
-    assert keys.keys(tokens, **asked(vector)) == keys.keys_in_python(tokens, **asked(vector)) == [vector["ext1"]]
+    assert keys.keys(tokens, **asked(vector)) == keys.in_python().keys(tokens, **asked(vector)) == [vector["ext1"]]
 
 
 # -- recorded engines -----------------------------------------------------------------------------------------------------
@@ -114,11 +114,11 @@ def events_of(*captures: str) -> Iterator[tuple[float, Stream, str | None, Event
                 yield frame.received_ns / 1e9, Stream(pod, batch.dp_rank or DpRank(0)), model, event
 
 
-@pytest.mark.parametrize("how", [EngineKeys.keys, EngineKeys.keys_in_python], ids=["native", "python"])
+@pytest.mark.parametrize("natively", [True, False], ids=["native", "python"])
 @pytest.mark.parametrize("capture", ALL)
-def test_every_recorded_hash_is_computed_from_tokens(capture: str, how: Callable[..., list[int]]) -> None:
+def test_every_recorded_hash_is_computed_from_tokens(capture: str, natively: bool) -> None:
     """Sliding windows list only some of an event's blocks, in their order."""
-    keys = EngineKeys(scheme_of(capture), BLOCK_TOKENS)
+    keys = EngineKeys(scheme_of(capture), BLOCK_TOKENS, natively=natively)
     prefixes: dict[int, tuple[array[int], str | None]] = {}
     announced: set[int] = set()
     for _, _, _, event in events_of(capture):
@@ -132,7 +132,7 @@ def test_every_recorded_hash_is_computed_from_tokens(capture: str, how: Callable
         if event.parent is None and event.extras:
             salt = next((extra.value.decode() for extra in event.extras[0] if extra.kind == "salt"), None)
         tokens = before + event.token_ids
-        found = how(keys, tokens, "tiny", cache_salt=salt)
+        found = keys.keys(tokens, "tiny", cache_salt=salt)
         numbers = {hash_: number for number, hash_ in enumerate(found)}
         first = len(before) // BLOCK_TOKENS
         places = [numbers.get(block, -1) for block in event.hashes]

@@ -31,6 +31,8 @@ class EngineKeys(msgspec.Struct, frozen=True):
     scheme: HashScheme
     block_size_tokens: int = 16
     loras: Mapping[str, str] = msgspec.field(default_factory=dict)
+    natively: bool = True
+    """Let Rust compute them where it can; else Python, which is the specification."""
 
     @property
     def mode(self) -> str:
@@ -44,6 +46,10 @@ class EngineKeys(msgspec.Struct, frozen=True):
     def confines(self, model: str, lora_name: str | None) -> bool:
         """Tell whether only streams of that very model (or of none that is known) can be meant."""
         return self._adapter(model, lora_name) != model
+
+    def in_python(self) -> EngineKeys:
+        """Return the same keys, computed without Rust."""
+        return msgspec.structs.replace(self, natively=False)
 
     def keys(
         self,
@@ -59,23 +65,12 @@ class EngineKeys(msgspec.Struct, frozen=True):
         RequestError for an adapter whose path is not known, and for a multimodal item without a length.
         """
         extras = self._extra_keys(tokens, model, lora_name, cache_salt, multimodal)
-        if native_block_keys is None or not self.scheme.algorithm.startswith(("sha256_cbor", "xxhash_cbor")):
+        in_rust = self.natively and self.scheme.algorithm.startswith(("sha256_cbor", "xxhash_cbor"))
+        if native_block_keys is None or not in_rust:
             return self._chain(tokens, extras)
         serialized = [(block, self.scheme.serialized(extras[block])) for block in sorted(extras)]
         found = native_block_keys(self.scheme.algorithm, self.scheme.none_hash(), tokens, self.block_size_tokens, serialized)
         return list(map(BlockKey, found))
-
-    def keys_in_python(
-        self,
-        tokens: array[int],
-        model: str,
-        *,
-        lora_name: str | None = None,
-        cache_salt: str | None = None,
-        multimodal: Sequence[MultimodalItem] = (),
-    ) -> list[BlockKey]:
-        """Return the same, whatever is installed."""
-        return self._chain(tokens, self._extra_keys(tokens, model, lora_name, cache_salt, multimodal))
 
     def _chain(self, tokens: array[int], extras: Mapping[int, Sequence[ExtraKey]]) -> list[BlockKey]:
         size = self.block_size_tokens

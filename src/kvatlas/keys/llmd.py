@@ -40,6 +40,8 @@ class LlmdKeys(msgspec.Struct, frozen=True):
     block_size_tokens: int = 16
     seed: str = ""
     mode: LlmdMode = "llmd-cbor-fnv"
+    natively: bool = True
+    """Let Rust compute prompts' keys where it is installed; else Python, which is the specification."""
 
     def confines(self, model: str, lora_name: str | None) -> bool:
         """Keys tell models apart."""
@@ -80,6 +82,10 @@ class LlmdKeys(msgspec.Struct, frozen=True):
         rest = tuple(Extra(extra.offset_tokens - cut, extra.kind, extra.value) for extra in left)
         return keys, ChainEnd(key, tokens[cut:], rest)
 
+    def in_python(self) -> LlmdKeys:
+        """Return the same keys, computed without Rust."""
+        return msgspec.structs.replace(self, natively=False)
+
     def keys(
         self,
         tokens: array[int],
@@ -94,24 +100,11 @@ class LlmdKeys(msgspec.Struct, frozen=True):
         RequestError for a multimodal item without a length.
         """
         root, values = self._prompt(tokens, lora_name or model, cache_salt, multimodal)
-        if native_block_keys is None:
+        if native_block_keys is None or not self.natively:
             return self._chain(root, tokens, values)
         extras = [(block, self._serialized(values[block])) for block in sorted(values)]
         found = native_block_keys(self.mode, root.to_bytes(8, "big"), tokens, self.block_size_tokens, extras)
         return list(map(BlockKey, found))
-
-    def keys_in_python(
-        self,
-        tokens: array[int],
-        model: str,
-        *,
-        lora_name: str | None = None,
-        cache_salt: str | None = None,
-        multimodal: Sequence[MultimodalItem] = (),
-    ) -> list[BlockKey]:
-        """Return the same, whatever is installed."""
-        root, values = self._prompt(tokens, lora_name or model, cache_salt, multimodal)
-        return self._chain(root, tokens, values)
 
     def _prompt(
         self, tokens: array[int], root: str, cache_salt: str | None, multimodal: Sequence[MultimodalItem]

@@ -37,7 +37,7 @@ def test_an_item_is_hashed_into_every_block_that_it_touches(algorithm: str) -> N
     two = scheme.block_hash(one, TOKENS[4:8], [("lora", "sql", "7"), ("mm", "b", 3)])
     three = scheme.block_hash(two, TOKENS[8:12], [("lora", "sql", "7"), ("mm", "b", -1)])
     expected = [int.from_bytes(digest[-8:], "big") for digest in (one, two, three)]
-    for ask in (keys.keys, keys.keys_in_python):
+    for ask in (keys.keys, keys.in_python().keys):
         assert ask(TOKENS, "m", lora_name="sql", cache_salt="s", multimodal=items) == expected
         assert ask(TOKENS, "sql", cache_salt="s", multimodal=items) == expected, "an adapter asked for as a model"
 
@@ -81,7 +81,7 @@ def test_rust_and_python_agree(
 ) -> None:
     keys = EngineKeys(HashScheme(algorithm, seed), size, {"a": "1", "b": "70000"})
     asked: dict[str, Any] = {"lora_name": lora, "cache_salt": salt, "multimodal": items}
-    assert keys.keys(array("I", tokens), "m", **asked) == keys.keys_in_python(array("I", tokens), "m", **asked)
+    assert keys.keys(array("I", tokens), "m", **asked) == keys.in_python().keys(array("I", tokens), "m", **asked)
 
 
 # -- vLLM 0.10 ------------------------------------------------------------------------------------------------------------

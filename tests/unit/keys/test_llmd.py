@@ -28,7 +28,7 @@ GOLDEN = [
 @pytest.mark.parametrize(("mode", "seed", "expected"), GOLDEN)
 def test_golden_keys(mode: LlmdMode, seed: str, expected: list[int]) -> None:
     keys = LlmdKeys(16, seed, mode)
-    assert keys.keys(TOKENS, "test-model") == keys.keys_in_python(TOKENS, "test-model") == expected
+    assert keys.keys(TOKENS, "test-model") == keys.in_python().keys(TOKENS, "test-model") == expected
     assert keys.extend(keys.root("test-model"), TOKENS)[0] == expected
 
 
@@ -140,4 +140,4 @@ def test_rust_and_python_agree(
 ) -> None:
     keys = LlmdKeys(size, seed, mode)
     asked = {"cache_salt": salt, "multimodal": items}
-    assert keys.keys(array("I", tokens), model, **asked) == keys.keys_in_python(array("I", tokens), model, **asked)
+    assert keys.keys(array("I", tokens), model, **asked) == keys.in_python().keys(array("I", tokens), model, **asked)
