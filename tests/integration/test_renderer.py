@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kvatlas.config.settings import RendererSettings
+from kvatlas.config import RendererSettings
 from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.tokens.prompts import ChatPrompt, TextPrompt, Truncation
 from kvatlas.tokens.remote.render import RendererBackend

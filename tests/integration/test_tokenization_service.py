@@ -24,8 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from jinja2 import Template
 from tokenizers import Tokenizer
 
-from kvatlas.config import ApiSettings
-from kvatlas.config.settings import TokenServiceSettings
+from kvatlas.config import ApiSettings, TokenServiceSettings
 from kvatlas.errors import ConfigError, TokenizationError, TokenizationReason
 from kvatlas.observe.metrics import Metrics
 from kvatlas.proto.tokenization import tokenizer_pb2 as pb

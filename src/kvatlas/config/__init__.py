@@ -1,4 +1,4 @@
-"""Every setting: what there is (settings), where it comes from (layers), what a value may be (values), units (quantities)."""
+"""Every setting (settings, tokens): where it comes from (layers), what it may be (values, kinds), units (quantities)."""
 
 from kvatlas.config.quantities import Bytes, Seconds
 from kvatlas.config.settings import (
@@ -10,18 +10,15 @@ from kvatlas.config.settings import (
     IngestSettings,
     KeySettings,
     LogSettings,
-    PrefixStoreSettings,
     RecordingSettings,
-    RendererSettings,
     SourceSettings,
     TieredCacheSettings,
-    TokenServiceSettings,
-    TokenSettings,
     ZmqSettings,
     check_keys,
     describe_config,
     load_config,
 )
+from kvatlas.config.tokens import PrefixStoreSettings, RendererSettings, TokenServiceSettings, TokenSettings
 
 __all__ = [
     "ApiSettings",

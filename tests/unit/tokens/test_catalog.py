@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvatlas.config.settings import TokenSettings
+from kvatlas.config import TokenSettings
 from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.tokens.local import catalog as catalog_module
 from kvatlas.tokens.local.catalog import Catalog

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from kvatlas.config.settings import TokenSettings
+from kvatlas.config import TokenSettings
 from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.tokens.local import hub as hub_module
 from kvatlas.tokens.local.catalog import Catalog

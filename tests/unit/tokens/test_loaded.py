@@ -13,7 +13,7 @@ from typing import Any
 import mistral_common
 import pytest
 
-from kvatlas.config.settings import TokenSettings
+from kvatlas.config import TokenSettings
 from kvatlas.errors import ConfigError, TokenizationError, TokenizationReason
 from kvatlas.tokens.local.catalog import Catalog
 from kvatlas.tokens.local.huggingface import load_huggingface

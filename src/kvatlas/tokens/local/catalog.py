@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kvatlas.config.settings import TokenSettings
+from kvatlas.config import TokenSettings
 from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.tokens.local.formats import LOOKED_FOR, Kind, is_tokenizer_file, kind_of
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
-from kvatlas.config.settings import RendererSettings
+from kvatlas.config import RendererSettings
 from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.tokens.prompts import ChatPrompt, Prompt
 from kvatlas.tokens.remote.breaker import Breaker, Turn

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 
-from kvatlas.config.settings import TokenServiceSettings
+from kvatlas.config import TokenServiceSettings
 from kvatlas.errors import ConfigError, TokenizationError, TokenizationReason
 from kvatlas.proto.tokenization import tokenizer_pb2 as pb
 from kvatlas.proto.tokenization import tokenizer_pb2_grpc
