@@ -21,7 +21,7 @@ import httpx
 import msgspec
 from tokenizers import Tokenizer
 
-from kvatlas.config.settings import RendererSettings
+from kvatlas.config import RendererSettings
 from kvatlas.errors import TokenizationError
 from kvatlas.tokens.prompts import ChatPrompt, Prompt, TextPrompt, Truncation
 from kvatlas.tokens.remote.render import RendererBackend
