@@ -14,10 +14,11 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvatlas.config import Config, EngineSettings, ZmqSettings, describe_config
+from kvatlas.config import Config, EngineSettings, RendererSettings, TokenSettings, ZmqSettings, describe_config
 from kvatlas.config.layers import env_name
 from kvatlas.indexer import Indexer
 from kvatlas.observe.metrics import Metrics
+from kvatlas.tokens.setup import make_tokenization
 from kvatlas.types import ApplyReport
 
 HERE = Path(__file__).parent
@@ -116,6 +117,11 @@ def _exercised() -> Metrics:
     """Return metrics in which every series has been touched once, so that its labels show."""
     indexer = Indexer(Config(zmq=ZmqSettings(engines=(EngineSettings(endpoint="tcp://127.0.0.1:5557"),))))
     metrics = indexer.metrics
+    renderer = RendererSettings(endpoints=("http://127.0.0.1:8100",))
+    make_tokenization(TokenSettings(renderer=renderer), metrics).close()
+    metrics.tokenized("local", 0.0, 1, 0)
+    metrics.tokenization_failed("timeout")
+    metrics.unscored("timeout")
     metrics.frame("pod", "applied")
     metrics.events("pod", "BlockStored", 1)
     metrics.applied("pod", ApplyReport(stored=1))

@@ -194,6 +194,35 @@ async def test_a_wrong_request_is_refused_by_field(http: httpx.AsyncClient, body
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
 
 
+async def test_a_broken_tokenizer_is_told_as_the_models_fault_and_hides_no_path_in_the_field(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    async with running(f"tokens.models.broken={tmp_path}") as addresses, client(addresses) as http:
+        for prompt in ({"text": "hi"}, {"chat": {"messages": MESSAGES}}):
+            answer = await http.post("/v1/score", json={"model": "broken", **prompt})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["field"], error["reason"]) == (501, "model", "broken_tokenizer")
+            assert "tokenizer.json" in error["problem"]
+
+
+async def test_a_service_is_ready_when_the_named_tokenizers_are_loaded() -> None:
+    async with running(*WITH_TOKENIZER) as addresses, client(addresses) as http:
+        for _ in range(500):
+            answer = await http.get("/readyz")
+            if answer.status_code == 200:
+                break
+            await asyncio.sleep(0.02)
+        assert answer.status_code == 200
+        assert "\nkv_cache_tokenizers_loaded 1.0\n" in (await http.get("/metrics")).text
+
+
+async def test_all_that_failed_is_told_where_several_were_asked() -> None:
+    elsewhere = ("tokens.renderer.endpoints=[http://127.0.0.1:9]", "tokens.service.address=127.0.0.1:9")
+    async with running(*WITH_TOKENIZER, *elsewhere) as addresses, client(addresses) as http:
+        error = (await http.post("/v1/score", json={"model": "nobody", "text": "hi"})).json()["error"]
+        assert error["reason"] == "unavailable"
+        assert "unknown_model" in error["problem"]
+
+
 async def test_invalid_utf8_and_surrogates_are_refused(http: httpx.AsyncClient) -> None:
     raw = await http.post("/v1/score", content=b'{"model": "m", "text": "\xff\xfe"}')
     assert raw.status_code == 400

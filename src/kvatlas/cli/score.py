@@ -91,7 +91,7 @@ def _prompt(tokens: str | None, file: Path | None, text: str | None, chat: Path 
     if tokens is not None:
         return {"token_ids": [_token(part, position) for position, part in enumerate(tokens.split(","))]}
     if text is not None:
-        return {"text": _read_text(Path(text[1:])) if text.startswith("@") else text}
+        return {"text": _read_text(Path(text[1:])) if text.startswith("@") else _utf8(text)}
     if chat is not None:
         return _chat_of_file(chat)
     assert file is not None
@@ -105,6 +105,14 @@ def _chat_of_file(file: Path) -> dict[str, Any]:
         raise RequestError(str(file), f"is no chat completion request: {error}", 'write {"messages": [...]}') from None
     model = request.get("model")
     return {"chat": request} | ({"model": model} if isinstance(model, str) else {})
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError("--text", f"is not UTF-8 at character {error.start}", "pass text in UTF-8") from None
+    return text
 
 
 def _read_text(file: Path) -> str:

@@ -120,7 +120,7 @@ def _convert(annotation: Any, value: Any, path: str) -> Any:
         raise ConfigError(path, "has no value", allowed_text(annotation))
     if shape.item is not None:
         if not isinstance(value, list):
-            raise ConfigError(path, f"{_seen(value)} is not a list", allowed_text(annotation))
+            raise ConfigError(path, f"{_seen(value)} is not a list", f"{allowed_text(annotation)}, in brackets: [..., ...]")
         return tuple(_convert(shape.item, item, f"{path}[{position}]") for position, item in enumerate(value))
     if shape.entry is not None:
         entries = _mapping(value, path, allowed_text(annotation))

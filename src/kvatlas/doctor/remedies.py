@@ -19,7 +19,10 @@ SELF_DESCRIBING = (
 STALE_REMEDIES: Mapping[StaleReason, str] = {
     StaleReason.GAP: "events were lost: name the engine's replay endpoint ({replay_setting}) to have them fetched",
     StaleReason.QUEUE_FULL: "frames come faster than they are applied: raise ingest.queueFrames, or run more services",
-    StaleReason.DECODE_ERROR: "an event could not be read: see the log, and the engine's decoder (zmq.engines[].decoder)",
+    StaleReason.DECODE_ERROR: (
+        "an event could not be read, or its blocks were refused: see the log, the engine's decoder (zmq.engines[].decoder), "
+        "and with keys.mode: engine the block size"
+    ),
     StaleReason.DISCONNECTED: "the engine cannot be reached: check that it runs, and the network between",
     StaleReason.HISTORY_INCOMPLETE: (
         "events from before the connection are not known: name a replay endpoint ({replay_setting}), and raise buffer_steps in "

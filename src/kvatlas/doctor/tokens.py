@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -25,7 +26,7 @@ def check_tokens(settings: TokenSettings) -> list[Check]:
     local = bool(settings.models or settings.directories or settings.hub)
     if not (local or settings.renderer.endpoints or settings.service.address):
         remedy = "to score text and chats: tokens.directories, tokens.models, tokens.renderer or tokens.service"
-        found.skip("tokenizers", "none is configured: queries need token ids", remedy)
+        found.skip("tokenizers", "none is configured in these settings: queries need token ids", remedy)
     if local:
         _local(found, settings)
     for endpoint in settings.renderer.endpoints:
@@ -41,6 +42,9 @@ def _local(found: CheckList, settings: TokenSettings) -> None:
     except KvatlasError as error:
         found.fail("tokenizers", str(error), "correct the setting")
         return
+    for directory in settings.directories:
+        if not Path(directory).expanduser().is_dir():
+            found.fail(f"directory {directory}", "is not there", "correct tokens.directories")
     names = [tokenizer.model for tokenizer in backend.tokenizers.catalog.models()]
     shown = ", ".join(names[:NAMES_SHOWN]) + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else "")
     if names:
@@ -94,13 +98,17 @@ def _renderer(found: CheckList, endpoint: str, settings: RendererSettings) -> No
     headers = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
     try:
         answer = httpx.get(f"{endpoint.rstrip('/')}/health", headers=headers, timeout=settings.timeout)
+        render = httpx.post(f"{endpoint.rstrip('/')}/v1/completions/render", json={}, headers=headers, timeout=settings.timeout)
     except httpx.HTTPError as error:
         found.fail(name, f"does not answer: {type(error).__name__}", "start it: vllm launch render MODEL --port PORT")
         return
-    if answer.status_code == 200:
-        found.ok(name, "answers")
-    else:
+    if answer.status_code != 200:
         found.warn(name, f"/health answers with status {answer.status_code}", "is it a vLLM?")
+    elif render.status_code in (403, 404, 405):
+        remedy = "start it with --enable-scale-out, or run vllm launch render"
+        found.warn(name, "answers, but does not render: /tokenize has to do, which knows no images and no truncation", remedy)
+    else:
+        found.ok(name, "answers, and renders")
 
 
 def _service(found: CheckList, address: str) -> None:

@@ -28,6 +28,8 @@ from kvatlas.types import (
 
 log = get_logger("kvatlas.ingest")
 
+_REFUSED = "too many places (tier and group), or (keys.mode: engine) blocks of another size than keys.blockSize"
+
 
 class Applied(msgspec.Struct):
     """What a run of frames did to a stream."""
@@ -134,7 +136,7 @@ class Applier:
         applied.events.update(events)
         applied.report.add(report)
         if report.refused:
-            log.warning("blocks refused: too many places (tier and group)", stream=str(target), blocks=report.refused)
+            log.warning("blocks refused", stream=str(target), blocks=report.refused, reason=_REFUSED)
             applied.faults["refused"] += report.refused
             applied.cleared = False
 

@@ -42,12 +42,20 @@ def asked_of(limits: ApiSettings, prompt: kvatlas_pb2.PromptQuery) -> AskedPromp
     tokenize = _tokenize_of(prompt.tokenize)
     if prompt.HasField("text"):
         return AskedPrompt(query, TextPrompt(model=prompt.model, text=prompt.text), tokenize, "text")
-    chat = read_body(prompt.chat_json.encode(), ChatBody)
+    chat = _chat_of(prompt.chat_json)
     if chat.cache_salt and chat.cache_salt != prompt.cache_salt:
         if prompt.cache_salt:
             raise RequestError("cache_salt", "another one is in chat_json", "send one of the two")
         query = msgspec.structs.replace(query, cache_salt=chat.cache_salt)
     return AskedPrompt(query, chat_prompt(prompt.model, chat), tokenize, "chat_json.")
+
+
+def _chat_of(text: str) -> ChatBody:
+    try:
+        return read_body(text.encode(), ChatBody)
+    except RequestError as error:
+        field = "chat_json" if error.field == "body" else f"chat_json.{error.field}"
+        raise RequestError(field, error.problem, error.remedy) from None
 
 
 def _tokenize_of(options: kvatlas_pb2.TokenizeOptions) -> TokenizeBody:

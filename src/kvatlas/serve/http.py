@@ -143,6 +143,8 @@ class _Routes:
         """Whether answers can be relied on. Needs no token; the reason is only shown with it."""
         ready, reason = (False, "the service is stopping") if self._gate.draining else self._indexer.ready()
         if ready:
+            ready, reason = self._prompts.ready()
+        if ready:
             return Response(msgspec.json.encode(HealthAnswer("ready")), media_type=JSON)
         shown = reason if request.state.authorized else None
         return Response(msgspec.json.encode(HealthAnswer("not ready", shown)), 503, {"Retry-After": "1"}, JSON)

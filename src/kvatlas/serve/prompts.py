@@ -6,6 +6,7 @@ event loop only waits.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable
 from typing import Generic, Literal, NamedTuple, TypeVar
@@ -25,6 +26,11 @@ from kvatlas.tokens.tokenization import PendingTokens, Policy, Tokenization, Wai
 from kvatlas.types import MultimodalItem
 
 T = TypeVar("T")
+
+
+_PROMPT_FIELDS = frozenset((*ChatPrompt.__struct_fields__, *TextPrompt.__struct_fields__)) - {"model"} | {
+    *("prompt", "truncate_prompt_tokens", "truncation_side", "max_tokens"),
+}
 
 
 class AskedPrompt(msgspec.Struct, frozen=True):
@@ -66,6 +72,10 @@ class Prompts:
     def can_tokenize(self) -> bool:
         """Whether any tokenizer is configured."""
         return self._tokenization.configured
+
+    def ready(self) -> tuple[bool, str]:
+        """Return whether the tokenizers that were to be loaded are, and why not."""
+        return self._tokenization.ready()
 
     async def answer(self, slot: Slot, read: Callable[[], Question[T]]) -> T:
         """Read a request and answer it, both in a thread of ``slot``. Raises what they raise, and TokenizationError."""
@@ -148,9 +158,12 @@ def _in_place(place: str, error: TokenizationError) -> TokenizationError:
 
 
 def _field(place: str, field: str) -> str:
-    if field == "model":
+    """Return a prompt's field as it is called in the request; what is no part of the prompt keeps its name."""
+    if not place or re.split(r"[.\[]", field, maxsplit=1)[0] not in _PROMPT_FIELDS:
         return field
-    return place if field == "prompt" and not place.endswith(".") and place else f"{place}{field}"
+    if not place.endswith("."):
+        return place
+    return place.removesuffix(".") if field == "prompt" and place != "completion." else f"{place}{field}"
 
 
 NO_PROMPT = AskedPrompt(Query((), ""))

@@ -220,9 +220,18 @@ def read_body(body: bytes, kind: type[B]) -> B:
         raise _request_error(str(error), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         problem = "is empty" if not body else f"is no JSON: {error}"
+        if _LONE_SURROGATE.search(body):
+            problem += " (perhaps an escape such as \\ud83d without its other half)"
         raise MalformedError("body", problem, "send one JSON object in UTF-8") from None
 
 
+_LONE_SURROGATE = re.compile(rb"\\\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\\\u[dD][c-fC-F])")
+_ALLOWED = {
+    "policy": "one of: exact, stored, within",
+    "on_failure": "one of: error, unscored",
+    "truncation_side": "one of: left, right",
+}
+"""By field, where a value is none of a few."""
 _UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(.*)`", re.DOTALL)
 
@@ -236,4 +245,5 @@ def _request_error(message: str, kind: type[msgspec.Struct]) -> RequestError:
         return RequestError(f"{at}{found[1][:80]}", "is no field here", f"fields: {', '.join(struct.__struct_fields__)}")
     if found := _MISSING.search(problem):
         return RequestError(f"{at}{found[1]}", "is missing", "add it")
-    return RequestError(field or "body", problem[:1].lower() + problem[1:], "see /docs for the request's form")
+    remedy = _ALLOWED.get(field.rpartition(".")[2], "see /docs for the request's form")
+    return RequestError(field or "body", problem[:1].lower() + problem[1:], remedy)

@@ -85,7 +85,7 @@ async def _serve(
     await grpc_server.start()
     http_port = listener.getsockname()[1]
     http_task = asyncio.create_task(http.serve(sockets=[listener]))
-    ready_task = asyncio.create_task(_follow_readiness(indexer, grpc_server))
+    ready_task = asyncio.create_task(_follow_readiness(indexer, tokenization, grpc_server))
     for event in (http.listening, stopping.asked):
         http_task.add_done_callback(partial(_set, event))  # should HTTP end by itself, the service ends
     try:
@@ -123,11 +123,10 @@ async def _end(
         http_task.result()
 
 
-async def _follow_readiness(indexer: Indexer, server: GrpcServer) -> None:
+async def _follow_readiness(indexer: Indexer, tokenization: Tokenization, server: GrpcServer) -> None:
     """Keep gRPC's health as the index is; a change is seen within READY_POLL_S."""
     while True:
-        ready, _ = indexer.ready()
-        await server.set_ready(ready)
+        await server.set_ready(indexer.ready()[0] and tokenization.ready()[0])
         await asyncio.sleep(READY_POLL_S)
 
 

@@ -128,11 +128,13 @@ async def serve_tokenization(
         server = TokenizationServer(api, tokenization, load, config.tokens.timeout, metrics)
         cleanup.push_async_callback(server.stop, 0)
         listening = [server.listen(address, socket_mode) for address in addresses]
+        tokenization.warm()
         await server.start()
         found = await asyncio.to_thread(_found, tokenization)
         _log.info("serving tokenizers", listen=listening, tokenizers=found, authenticated=api.token is not None)
         for model in sorted(set(config.tokens.models).difference(found)):
-            _log.warning("no tokenizer is there", model=model, place=config.tokens.models[model])
+            remedy = "correct tokens.models: a directory, or a name in one of tokens.directories"
+            _log.warning("no tokenizer is there", model=model, place=config.tokens.models[model], remedy=remedy)
         if started is not None:
             started(listening)
         await stop.wait()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from kvatlas.config import PrefixStoreSettings, TokenSettings
+from kvatlas.observe.logs import get_logger
 from kvatlas.observe.metrics import Metrics
 from kvatlas.tokens.local.backend import LocalBackend
 from kvatlas.tokens.local.catalog import Catalog
@@ -16,6 +19,8 @@ from kvatlas.tokens.stores import PrefixStore
 from kvatlas.tokens.stores.chunks import ChunkStore
 from kvatlas.tokens.stores.trie import TrieStore
 from kvatlas.tokens.tokenization import Policy, Tokenization, Waiting
+
+_log = get_logger(__name__)
 
 
 def make_tokenization(settings: TokenSettings, metrics: Metrics) -> Tokenization:
@@ -42,6 +47,9 @@ def make_tokenization(settings: TokenSettings, metrics: Metrics) -> Tokenization
 
 def make_local(settings: TokenSettings) -> LocalBackend:
     """Return the tokenizers of this process, with their prefix store."""
+    for directory in settings.directories:
+        if not Path(directory).expanduser().is_dir():
+            _log.warning("a directory of tokenizers is not there", directory=directory, remedy="correct tokens.directories")
     tokenizers = LoadedTokenizers(
         Catalog(settings),
         {"huggingface": load_huggingface, "mistral": load_mistral},

@@ -77,6 +77,8 @@ class Tokenization:
         self.waiting = waiting
         self._metrics = metrics
         self._warm = tuple(warm)
+        self._warming: threading.Thread | None = None
+        self._health = _Health()
         self._exact: Workers[Tokenized] = Workers(workers, queue_max, "kvatlas-tokenize")
         self._stored: Workers[Tokenized] = Workers(STORED_THREADS, queue_max, "kvatlas-stored")
         metrics.observe_tokens(self.state)
@@ -115,11 +117,22 @@ class Tokenization:
     def warm(self) -> None:
         """Begin to load tokenizers, so that no request waits for that. Returns at once; what fails is logged."""
         if self.local is not None and self._warm:
-            threading.Thread(target=self._load, name="kvatlas-warm", daemon=True).start()
+            self._warming = threading.Thread(target=self._load, name="kvatlas-warm", daemon=True)
+            self._warming.start()
+
+    def ready(self) -> tuple[bool, str]:
+        """Return whether :meth:`warm` has loaded what it is to load, and why not. What failed counts as done."""
+        if self._warming is not None and self._warming.is_alive():
+            return False, f"tokenizers are loading: {', '.join(self._warm[:5])}"
+        return True, "ok"
 
     def _load(self) -> None:
         assert self.local is not None
-        for model, error in self.local.tokenizers.warm(self._warm).items():
+        tokenizers = self.local.tokenizers
+        failures = tokenizers.warm(self._warm)
+        for status in tokenizers.loaded():
+            _log.info("tokenizer loaded", models=status.models, revision=status.revision, seconds=round(status.load_s, 2))
+        for model, error in failures.items():
             _log.warning(
                 "tokenizer not loaded", model=model, reason=error.reason.value, problem=error.problem, remedy=error.remedy
             )
@@ -176,10 +189,12 @@ class Tokenization:
             try:
                 found = backend.tokenize(prompt, left_s)
             except TokenizationError as error:
+                self._health.failed(backend, error)
                 failure = _worth_telling(failure, error)
                 if not error.reason.of_backend:
                     break
             else:
+                self._health.works(backend)
                 seconds = time.perf_counter() - began
                 self._metrics.tokenized(found.source.value, seconds, len(found.token_ids), found.tokens_stored)
                 return found
@@ -310,6 +325,31 @@ def _too_late(timeout_s: float) -> TokenizationError:
 
 
 def _worth_telling(known: TokenizationError, new: TokenizationError) -> TokenizationError:
-    """Of two backends' failures return the one that helps: not that a model is unknown here, if elsewhere more was said."""
-    quiet = (TokenizationReason.NO_BACKEND, TokenizationReason.UNKNOWN_MODEL)
-    return known if new.reason in quiet and known.reason not in quiet else new
+    """Of two backends' failures return the one that helps, with a word about the other.
+
+    That a model is unknown here says less than what was said elsewhere.
+    """
+    if known.reason is TokenizationReason.NO_BACKEND:
+        return new
+    main, other = (known, new) if new.reason is TokenizationReason.UNKNOWN_MODEL else (new, known)
+    problem = f"{main.problem} (and elsewhere, {other.reason.value}: {other.problem:.200})"
+    return TokenizationError(main.reason, main.field, problem, main.remedy)
+
+
+class _Health:
+    """Logs when a backend begins to fail, and when it works again: not each time."""
+
+    def __init__(self) -> None:
+        self._failing: dict[int, TokenizationReason] = {}
+
+    def failed(self, backend: Backend, error: TokenizationError) -> None:
+        """Note a failure that is the backend's own."""
+        if error.reason.transient and self._failing.get(id(backend)) is not error.reason:
+            self._failing[id(backend)] = error.reason
+            _log.warning(
+                "tokens cannot be had", backend=type(backend).__name__, reason=error.reason.value, problem=error.problem
+            )
+
+    def works(self, backend: Backend) -> None:
+        if self._failing and self._failing.pop(id(backend), None) is not None:
+            _log.info("tokens can be had again", backend=type(backend).__name__)

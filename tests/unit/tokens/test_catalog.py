@@ -74,7 +74,7 @@ def test_a_hugging_face_cache_is_read_as_it_is(tmp_path: Path, below: str) -> No
 def test_nested_directories_are_named_by_their_path(tmp_path: Path, name: str) -> None:
     directory = model(tmp_path / name)
     found = catalog(tmp_path).find(name)
-    assert (found.directory, found.revision, found.name) == (directory, None, str(directory))
+    assert (found.directory, found.revision, found.name) == (directory, None, "name")
 
 
 def test_a_directory_can_be_a_model_itself(tmp_path: Path) -> None:

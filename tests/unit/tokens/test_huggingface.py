@@ -278,14 +278,16 @@ def test_templates_are_compiled_once() -> None:
 
 def test_a_directory_that_is_not_there_is_broken(tmp_path: Path) -> None:
     error = _error(_load, tmp_path / "none")
-    assert (error.reason, error.field) == (TokenizationReason.BROKEN_TOKENIZER, str(tmp_path / "none"))
+    assert error.reason is TokenizationReason.BROKEN_TOKENIZER
+    assert (error.field, error.problem.split(": ")[0]) == ("model", str(tmp_path / "none"))
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     model = _copy(tmp_path)
     (model / "tokenizer.json").unlink()
     error = _error(_load, model)
-    assert (error.reason, error.field) == (TokenizationReason.BROKEN_TOKENIZER, str(model / "tokenizer.json"))
+    assert error.reason is TokenizationReason.BROKEN_TOKENIZER
+    assert (error.field, error.problem.split(": ")[0]) == ("model", str(model / "tokenizer.json"))
     assert "missing" in error.problem
 
 
@@ -295,13 +297,14 @@ def test_a_damaged_file_is_named(file: str, content: bytes, tmp_path: Path) -> N
     model = _copy(tmp_path)
     (model / file).write_bytes(content)
     error = _error(_load, model)
-    assert (error.reason, error.field) == (TokenizationReason.BROKEN_TOKENIZER, str(model / file))
+    assert error.reason is TokenizationReason.BROKEN_TOKENIZER
+    assert (error.field, error.problem.split(": ")[0]) == ("model", str(model / file))
 
 
 def test_a_tokenizer_of_no_known_kind_is_named(tmp_path: Path) -> None:
     error = _error(_load, _copy(tmp_path, model={"type": "Other"}))
     assert error.reason is TokenizationReason.BROKEN_TOKENIZER
-    assert error.field.endswith("tokenizer.json")
+    assert error.problem.split(": ")[0].endswith("tokenizer.json")
 
 
 def test_code_that_comes_with_a_model_does_not_run(tmp_path: Path) -> None:

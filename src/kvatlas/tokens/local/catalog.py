@@ -53,8 +53,8 @@ class Found(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Which tokenizer: its name on the hub, or its directory."""
-        return str(self.directory) if self.revision is None else (_repository_of(self.directory) or self.model)
+        """Which tokenizer: its name on the hub, or its directory's own (answers carry it: no path)."""
+        return (_repository_of(self.directory) if self.revision else None) or self.directory.name
 
 
 class _Walk:
@@ -210,7 +210,8 @@ class Catalog:
         if name in walk.bare:
             problem = f"{walk.bare[name]} has none of {LOOKED_FOR}"
             raise _unknown(model, problem, "bring its tokenizer files")
-        raise _unknown(model, f"no tokenizer of this name in {self._looked_through()}", self._remedy())
+        what = "of this name" if name in (None, model) else f"named {name!r:.100} (so tokens.models says)"
+        raise _unknown(model, f"no tokenizer {what} in {self._looked_through()}", self._remedy())
 
     def _looked_through(self) -> str:
         told = [f"{root}" if root.is_dir() else f"{root} (is not there)" for root in self._roots]

@@ -41,7 +41,7 @@ class Hub:
         except ImportError:
             problem = "huggingface_hub is not installed"
             raise TokenizationError(
-                TokenizationReason.NOT_INSTALLED, "tokens.hub", problem, "pip install 'kvatlas[tokens]'"
+                TokenizationReason.NOT_INSTALLED, "model", problem, "pip install 'kvatlas[tokens]'"
             ) from None
         self.cache_directory = cache_directory or Path(huggingface_hub.constants.HF_HUB_CACHE)
         self._endpoint = endpoint

@@ -276,7 +276,7 @@ def _transformers() -> Any:
     except ImportError as error:
         raise TokenizationError(
             TokenizationReason.NOT_INSTALLED,
-            "tokens",
+            "model",
             f"{error.name or 'a package'} is not installed",
             "pip install 'kvatlas[tokens]'",
         ) from error
@@ -383,4 +383,4 @@ def _processor_template(directory: Path) -> str | None:
 
 
 def _broken(path: Path, problem: str, remedy: str) -> TokenizationError:
-    return TokenizationError(TokenizationReason.BROKEN_TOKENIZER, str(path), problem, remedy)
+    return TokenizationError(TokenizationReason.BROKEN_TOKENIZER, "model", f"{path}: {problem}", remedy)
