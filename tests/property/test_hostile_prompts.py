@@ -329,6 +329,7 @@ TOO_MUCH = {
     "a text added to itself": "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "a number that squares": "{% set n = namespace(x=3) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
     "a huge power": "{{ 9 ** 9 ** 9 }}{{ 2 ** (10 ** 9) }}",
+    "a call that writes much": "{{ lipsum(n=10**5) }}",
     "a wide format": "{{ '%1000000000d' % 1 }}",
     "a width in an argument": "{{ '%*d' % (1000000000, 1) }}",
 }
