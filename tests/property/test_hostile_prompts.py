@@ -25,7 +25,7 @@ pytest.importorskip("transformers")
 
 from kvatlas.config import load_config
 from kvatlas.errors import TokenizationError
-from kvatlas.tokens.local import templates
+from kvatlas.tokens.local import template_bounds
 from kvatlas.tokens.local.backend import LocalBackend
 from kvatlas.tokens.prompts import ChatPrompt, TextPrompt, Truncation
 from kvatlas.tokens.results import Tokenized
@@ -366,7 +366,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("template", [*TOO_MUCH, *NOT_ALLOWED, *BROKEN])
 def test_a_hostile_template_is_refused_within_its_time(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "SECONDS_MAX", 0.5)
+    monkeypatch.setattr(template_bounds, "SECONDS_MAX", 0.5)
     source = {**TOO_MUCH, **NOT_ALLOWED, **BROKEN}[template]
     for chat in (
         {"messages": [HI], "chat_template": source},

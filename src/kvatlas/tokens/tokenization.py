@@ -311,7 +311,7 @@ def _key(prompt: Prompt) -> Hashable:
     assert isinstance(prompt, ChatPrompt)
     try:
         return hashlib.blake2b(msgspec.msgpack.encode(prompt), digest_size=32).digest()
-    except (TypeError, ValueError, UnicodeEncodeError, RecursionError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         return id(prompt)  # odd input: it is refused later, with its field
 
 

@@ -245,7 +245,7 @@ def test_a_template_that_fails_is_named_with_its_line(template: str, problem: st
     ],
 )
 def test_a_template_that_does_not_end_is_stopped(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvatlas.tokens.local.templates.SECONDS_MAX", 0.2)
+    monkeypatch.setattr("kvatlas.tokens.local.template_bounds.SECONDS_MAX", 0.2)
     error = _error(_chat, template)
     assert error.reason is TokenizationReason.BAD_TEMPLATE
     assert "0.2 s" in error.problem

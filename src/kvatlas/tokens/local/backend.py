@@ -115,6 +115,9 @@ class LocalBackend:
         return prompt if trimmed == text else msgspec.structs.replace(prompt, text=trimmed)
 
     def _checked(self, field: str, text: str) -> str:
+        if not isinstance(text, str) or (not text and field == "prompt"):
+            problem = "is empty" if text == "" else f"is of type {type(text).__name__}"
+            raise TokenizationError(TokenizationReason.BAD_TEXT, field, problem, "pass a text of one character at least")
         if len(text) > self._text_chars_max:
             raise TokenizationError(
                 TokenizationReason.BAD_TEXT,

@@ -55,7 +55,8 @@ def arguments(chat: ChatPrompt) -> dict[str, Any]:
 
 def template_argument(chat: ChatPrompt) -> str | None:
     """Return the template that ``chat_template_kwargs`` names, which the engine takes like ``chat_template``."""
-    template = (chat.chat_template_kwargs or {}).get("chat_template")
+    given = chat.chat_template_kwargs
+    template = given.get("chat_template") if isinstance(given, Mapping) else None
     if template is None or template == "auto":
         return None
     if not isinstance(template, str):

@@ -138,7 +138,7 @@ class HuggingFaceTokenizer:
         messages = conversation(chat.messages, content_format)
         if not template.knows_developers:
             messages = with_developers_as_system(messages)
-        continues = arguments.pop("continue_final_message")
+        continues = bool(arguments.pop("continue_final_message", False))
         text = template.render(messages, {**self._special_tokens, **arguments}, continue_final_message=continues)
         check_text(text, chat)
         return text

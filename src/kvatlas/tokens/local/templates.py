@@ -8,13 +8,8 @@ reasoning further names, which changes what some templates write. Newer sandboxe
 
 from __future__ import annotations
 
-import copy
-import re
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import islice
 from typing import Any, Literal, TypeAlias
 
 import jinja2
@@ -22,18 +17,13 @@ from jinja2 import nodes
 from transformers.utils import chat_template_utils
 
 from kvatlas.errors import TokenizationError, TokenizationReason
+from kvatlas.tokens.local.template_bounds import TooMuchError, bound, text_of
 
 ContentFormat: TypeAlias = Literal["string", "openai"]
 """How a template wants a message's content: one string, or a list of parts."""
 ModelTemplates: TypeAlias = str | Mapping[str, str] | None
 """A model's own: one, several by name, or none."""
 
-TEXT_CHARS_MAX = 32 << 20
-"""A template that writes more is stopped: more than the tokens of any model."""
-SECONDS_MAX = 5.0
-"""A template that takes longer is stopped (the engine: 30 s)."""
-_POWER_MAX = 4096
-_SIZED = (str, list, tuple)
 _TEMPLATE_CHARS_MAX = 1 << 20
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 
@@ -46,11 +36,11 @@ class ChatTemplate:
             environment = chat_template_utils._compile_jinja_template("").environment.overlay()  # set up, nothing rendered
             tree = environment.parse(source)
             self.content_format = _content_format(tree)
-            _bound(environment, tree)
+            bound(environment, tree)
             self._template = jinja2.Template.from_code(
                 environment, environment.compile(tree), environment.make_globals(None), None
             )
-        except (jinja2.TemplateError, RecursionError, _TooMuchError) as error:
+        except Exception as error:  # the parser and compiler raise more than their own errors
             raise _failure(error, source) from error
         self._source = source
         self.knows_developers = '"developer"' in source or "'developer'" in source
@@ -62,19 +52,22 @@ class ChatTemplate:
         if continue_final_message:
             messages, continued = self._tagged(messages)
         try:
-            text = _text(self._template, {"messages": messages, **arguments})
+            text = text_of(self._template, {"messages": messages, **arguments})
         except Exception as error:  # whatever the template's expressions raise
             raise _failure(error, self._source) from error
         return _until_tag(text, continued) if continue_final_message else text
 
     def _tagged(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
         """Return the messages with a mark at the end of the last one, and its text."""
-        messages = [*messages[:-1], copy.deepcopy(messages[-1])]
-        content = messages[-1].get("content")
+        last = dict(messages[-1])
+        messages = [*messages[:-1], last]
+        content = last.get("content")
+        if isinstance(content, list):
+            content = last["content"] = [dict(part) for part in content]
         if content is None or "content" not in self._source:
             raise _not_continued("the last message has no content, or the template does not show it")
         if isinstance(content, str):
-            messages[-1]["content"] = content + _TAG
+            last["content"] = content + _TAG
             return messages, content
         for part in reversed(content):
             if "text" in part:
@@ -108,132 +101,6 @@ def choose(given: str | None, own: ModelTemplates, *, with_tools: bool) -> str |
 def missing() -> TokenizationError:
     """Return the error for a model without any template."""
     return _refusal("the model has none", "set tokens.chatTemplates to the file that engines get with --chat-template")
-
-
-# --- rendering within bounds
-
-
-_PIECES_AT_A_TIME = 32
-
-
-class _TooMuchError(Exception):
-    """A template took too long or wrote too much."""
-
-
-class _Budget(threading.local):
-    """When the template that renders in this thread must be done."""
-
-    until: float | None = None
-
-
-_budget = _Budget()
-
-
-def _tick() -> None:
-    if _budget.until is not None and time.monotonic() > _budget.until:
-        raise _TooMuchError(f"it takes more than {SECONDS_MAX:g} s")
-
-
-def _text(template: jinja2.Template, context: dict[str, Any]) -> str:
-    pieces: list[str] = []
-    chars = 0
-    _budget.until = time.monotonic() + SECONDS_MAX
-    try:
-        generated = template.generate(context)
-        while some := list(islice(generated, _PIECES_AT_A_TIME)):
-            pieces += some
-            chars += sum(map(len, some))
-            if chars > TEXT_CHARS_MAX:
-                raise _TooMuchError(f"it writes more than {TEXT_CHARS_MAX} characters")
-            _tick()
-    finally:
-        _budget.until = None
-    return "".join(pieces)
-
-
-def _bound(environment: Any, tree: nodes.Template) -> None:
-    """Make loops, calls and growing values of a template look at its budget.
-
-    Out of reach stay single filters that make a huge text at once (``center``, ``indent``, ``join``, ``replace``).
-    """
-    environment.filters["_counted"] = _counted
-    environment.filters["_sized"] = _sized
-    call = environment.call
-    call_binop = environment.call_binop
-
-    def bounded_call(context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        _tick()
-        return call(context, function, *args, **kwargs)
-
-    def bounded_binop(context: Any, operator: str, left: Any, right: Any) -> Any:
-        _check_growth(operator, left, right)
-        return call_binop(context, operator, left, right)
-
-    environment.call = bounded_call
-    environment.call_binop = bounded_binop
-    environment.intercepted_binops = frozenset({"+", "*", "**", "%"})
-    for loop in tree.find_all(nodes.For):
-        loop.iter = _filtered(environment, loop.iter, "_counted")
-    _wrap_concatenations(environment, tree)
-
-
-def _wrap_concatenations(environment: Any, node: nodes.Node) -> None:
-    for field, value in node.iter_fields():
-        children = value if isinstance(value, list) else [value]
-        for position, child in enumerate(children):
-            if not isinstance(child, nodes.Node):
-                continue
-            _wrap_concatenations(environment, child)
-            if isinstance(child, nodes.Concat):
-                wrapped = _filtered(environment, child, "_sized")
-                if isinstance(value, list):
-                    value[position] = wrapped
-                else:
-                    setattr(node, field, wrapped)
-
-
-def _filtered(environment: Any, node: Any, name: str) -> Any:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=environment)
-
-
-def _counted(values: Any) -> Any:
-    _tick()
-    if isinstance(values, list | tuple | dict | str | range) and len(values) <= 256:
-        return values
-    return _ticking(values)
-
-
-def _ticking(values: Any) -> Iterator[Any]:
-    for position, value in enumerate(values):
-        if not position & 255:
-            _tick()
-        yield value
-
-
-def _sized(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > TEXT_CHARS_MAX:
-        raise _TooMuchError(f"it makes a text of more than {TEXT_CHARS_MAX} characters")
-    return value
-
-
-def _check_growth(operator: str, left: Any, right: Any) -> None:
-    size: int
-    if operator == "+" and isinstance(left, _SIZED) and isinstance(right, _SIZED):
-        size = len(left) + len(right)
-    elif operator == "*" and isinstance(left, _SIZED) and isinstance(right, int):
-        size = len(left) * right
-    elif operator == "*" and isinstance(right, _SIZED) and isinstance(left, int):
-        size = len(right) * left
-    elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-        size = TEXT_CHARS_MAX + 1 if left.bit_length() * right > _POWER_MAX else 0
-    elif operator == "*" and isinstance(left, int) and isinstance(right, int):
-        size = TEXT_CHARS_MAX + 1 if left.bit_length() + right.bit_length() > _POWER_MAX else 0
-    elif operator == "%" and isinstance(left, str):
-        size = TEXT_CHARS_MAX + 1 if re.search(r"[0-9]{7}|\*", left) else 0
-    else:
-        return
-    if size > TEXT_CHARS_MAX:
-        raise _TooMuchError(f"{operator} makes a value that is too large")
 
 
 # --- continue_final_message
@@ -357,7 +224,7 @@ def _failure(error: BaseException, source: str) -> TokenizationError:
     else:
         line, message = _line(error), str(error) or type(error).__name__
     where = "" if line is None or line > source.count("\n") + 1 else f"line {line}: "
-    if not isinstance(error, jinja2.TemplateError | _TooMuchError):
+    if not isinstance(error, jinja2.TemplateError | TooMuchError):
         message = f"{type(error).__name__}: {message}"
     return _refusal(f"{where}{message[:500]}", "mend the template, or what it is given")
 
