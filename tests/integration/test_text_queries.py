@@ -215,6 +215,12 @@ async def test_a_service_is_ready_when_the_named_tokenizers_are_loaded() -> None
         assert "\nkv_cache_tokenizers_loaded 1.0\n" in (await http.get("/metrics")).text
 
 
+async def test_an_alias_of_a_model_has_its_tokenizer() -> None:
+    async with running(*WITH_TOKENIZER, f"models.other={MODEL}") as addresses, client(addresses) as http:
+        scored = (await http.post("/v1/score", json={"model": "other", "text": TEXT})).json()
+        assert scored["prompt_tokens"] == len(tokens_of(TEXT))
+
+
 async def test_all_that_failed_is_told_where_several_were_asked() -> None:
     elsewhere = ("tokens.renderer.endpoints=[http://127.0.0.1:9]", "tokens.service.address=127.0.0.1:9")
     async with running(*WITH_TOKENIZER, *elsewhere) as addresses, client(addresses) as http:

@@ -37,7 +37,7 @@ class GrpcServer:
 
     def __init__(self, indexer: ServedIndex, tokens: Tokenization, gate: Gate | None = None) -> None:
         self._api = indexer.config.api
-        prompts = Prompts(self._api, indexer.config.tokens, tokens, indexer.metrics)
+        prompts = Prompts(indexer.config, tokens, indexer.metrics)
         calls = Calls(self._api, indexer.metrics, gate or Gate(self._api.concurrency_max))
         self._server = grpc.aio.server(
             interceptors=[TokenInterceptor(TokenCheck(self._api.token), indexer.metrics)],

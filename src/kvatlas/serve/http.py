@@ -53,7 +53,7 @@ _OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")
 def build_app(indexer: ServedIndex, tokenization: Tokenization, gate: Gate | None = None) -> FastAPI:
     """Return the API over an index. ``gate``: shared with gRPC where that is served too. Does no IO."""
     api = indexer.config.api
-    prompts = Prompts(api, indexer.config.tokens, tokenization, indexer.metrics)
+    prompts = Prompts(indexer.config, tokenization, indexer.metrics)
     routes = _Routes(indexer, prompts, gate or Gate(api.concurrency_max))
     app = FastAPI(
         title="kvatlas",

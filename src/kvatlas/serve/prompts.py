@@ -13,7 +13,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from kvatlas.config import ApiSettings, TokenSettings
+from kvatlas.config import ApiSettings, Config
 from kvatlas.errors import RequestError, TokenizationError
 from kvatlas.observe.metrics import Metrics
 from kvatlas.results import Query, TokensFailure, TokensInfo
@@ -62,9 +62,10 @@ class Question(NamedTuple, Generic[T]):
 class Prompts:
     """Turns requests into queries with tokens, and answers them."""
 
-    def __init__(self, api: ApiSettings, settings: TokenSettings, tokenization: Tokenization, metrics: Metrics) -> None:
-        self._api = api
-        self._settings = settings
+    def __init__(self, config: Config, tokenization: Tokenization, metrics: Metrics) -> None:
+        self._api = config.api
+        self._settings = config.tokens
+        self._aliases = config.models
         self._tokenization = tokenization
         self._metrics = metrics
 
@@ -86,7 +87,7 @@ class Prompts:
             if asked.prompt is None:
                 return question.answer(ToldPrompt(asked.query, None))
             try:
-                return _Begun(question, self._tokenization.ask(asked.prompt, self._waiting(asked.tokenize)))
+                return _Begun(question, self._tokenization.ask(self._named(asked.prompt), self._waiting(asked.tokenize)))
             except TokenizationError as error:
                 return _Begun(question, error)
 
@@ -95,6 +96,12 @@ class Prompts:
             return begun
         tokens = await _tokens(begun.pending)
         return await slot.run(lambda: begun.question.answer(self._told(begun.question.asked, tokens)))
+
+    def _named(self, prompt: Prompt) -> Prompt:
+        """Return a prompt for the tokenizer of its model, whose alias it may have."""
+        if prompt.model in self._settings.models or prompt.model not in self._aliases:
+            return prompt
+        return msgspec.structs.replace(prompt, model=self._aliases[prompt.model])
 
     def _waiting(self, asked: TokenizeBody) -> Waiting:
         settings = self._settings
