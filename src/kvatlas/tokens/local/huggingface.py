@@ -7,7 +7,6 @@ changed after loading, and lets go of the interpreter while it encodes.
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import json
 import logging
@@ -96,10 +95,12 @@ class HuggingFaceTokenizer:
         self.max_model_len = max_model_len
         self.chars_per_token_max: int = max(map(len, tokenizer.get_vocab()), default=1)
         """Characters of the longest token as the vocabulary writes it: the engine's bound for texts (``trim_text``)."""
-        self._whole = _unpadded(tokenizer)
-        self.text = _text_tokenizer(tokenizer, self._whole)
         self.specials_around: int = tokenizer.num_special_tokens_to_add(False)
         """How many tokens are put around a text with ``add_special_tokens``."""
+        # Tokenizers are large: the one that was loaded is used and changed, not copied.
+        backend = _unpadded(tokenizer)
+        self.text = _text_tokenizer(backend, self.specials_around)
+        self._whole = backend if self.text is None else None
         self._templates: ModelTemplates = tokenizer.chat_template
         self._processor_template = processor_template
         self._special_tokens: dict[str, str] = dict(tokenizer.special_tokens_map)
@@ -230,38 +231,39 @@ def _encoded(backend: Any, text: str, *, add_special_tokens: bool) -> Any:
 
 
 def _unpadded(tokenizer: Any) -> Any:
-    """Return a copy of the backend that neither truncates nor pads."""
-    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    """Return the backend, which neither truncates nor pads from here on."""
+    backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
     return backend
 
 
-def _text_tokenizer(tokenizer: Any, whole: Any) -> HuggingFaceText | None:
-    """Return the tokenizer of texts, where its special tokens always stand around a text's own tokens; else None."""
-    backend = copy.deepcopy(whole)
+def _text_tokenizer(backend: Any, added: int) -> HuggingFaceText | None:
+    """Return the tokenizer of texts, where its ``added`` special tokens always stand around a text's own tokens; else None.
+
+    The backend is left without its post-processor in the first case, and as it was in the second.
+    """
+    plain, whole = ([_ids(backend, sample, with_specials) for sample in _PROBES] for with_specials in (False, True))
+    probe = _ids(backend, "a", True)
+    post_processor = backend.post_processor
     backend.post_processor = None  # it adds the special tokens, and cuts white space from where tokens end
-    probe = whole.encode("a", add_special_tokens=True).ids
-    own = backend.encode("a").ids
-    added = tokenizer.num_special_tokens_to_add(False)
+    own = _ids(backend, "a", False)
     for count in range(added + 1):
         if probe[count : count + len(own)] != own or len(probe) != len(own) + added:
             continue
         text = HuggingFaceText(backend, array("I", probe[:count]), array("I", probe[count + len(own) :]))
-        if all(_agrees(text, whole, sample) for sample in _PROBES):
+        found = [text.ids(sample) for sample in _PROBES]
+        if [ids.tolist() for ids in found] == plain and [(text.before + ids + text.after).tolist() for ids in found] == whole:
             return text
+    backend.post_processor = post_processor
     _log.info("special tokens do not stand around texts: this tokenizer works without a prefix store")
     return None
 
 
-def _agrees(text: HuggingFaceText, whole: Any, sample: str) -> bool:
-    own = list(text.ids(sample))
-    with_specials = [*text.before, *own, *text.after]
-    return bool(
-        whole.encode(sample, add_special_tokens=False).ids == own
-        and whole.encode(sample, add_special_tokens=True).ids == with_specials
-    )
+def _ids(backend: Any, text: str, with_specials: bool) -> list[int]:
+    ids: list[int] = backend.encode(text, add_special_tokens=with_specials).ids
+    return ids
 
 
 # --- files
@@ -343,7 +345,10 @@ def _load(transformers: Any, directory: Path, config: Any) -> Any:
         problem = str(error).strip().split("\n")[0][:300] or type(error).__name__
         if not file.is_file():
             problem = f"it is missing, and transformers could do without it only with other files: {problem}"
-        raise _broken(file, problem, "fetch the model's tokenizer files again") from error
+        remedy = "fetch the model's tokenizer files again"
+        if "custom code" in problem or "remote_code" in problem:
+            remedy = "code of a model's repository is never run here: set tokens.renderer.endpoints to a renderer"
+        raise _broken(file, problem, remedy) from error
     if not getattr(tokenizer, "is_fast", False) or getattr(tokenizer, "backend_tokenizer", None) is None:
         raise _broken(
             directory,
