@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--cores", type=int, default=1, help="cores that both sides are pinned to (default 1)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="scaling only: draw the curves into FILE (.svg or .png)")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokens only: another tokenizer than the tiny model's")
     given = parser.parse_args()
     if given.name is None:
         for name, what in BENCHMARKS.items():
@@ -38,7 +39,10 @@ def main() -> None:
         return
     if given.plot and given.name != "scaling":
         parser.error("only scaling has a plot")
-    options = {"plot": given.plot} if given.name == "scaling" else {}
+    if given.tokenizer and given.name != "tokens":
+        parser.error("only tokens has a tokenizer")
+    own = {"scaling": {"plot": given.plot}, "tokens": {"tokenizer": given.tokenizer}}
+    options = own.get(given.name, {})
     place = Placement.of(given.cores)
     try:
         results = importlib.import_module(f"benchmarks.{given.name}").run(quick=given.quick, place=place, **options)

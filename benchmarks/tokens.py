@@ -61,26 +61,29 @@ class Asked(msgspec.Struct):
     session_id: str
 
 
-def run(*, quick: bool, place: Placement) -> list[Result]:
+def run(*, quick: bool, place: Placement, tokenizer: Path | None = None) -> list[Result]:
+    directory = tokenizer or TINY
     os.sched_setaffinity(0, place.measured)
-    alone = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    alone = Tokenizer.from_file(str(directory / "tokenizer.json"))
     requests = sorted(msgspec.json.decode(f"[{','.join(TRACE.read_text().splitlines())}]", type=list[Asked]), key=_time)
     words = _endless(requests)
     results = []
     for store in STORES:
         for tokens in (1_000, 8_000, 32_000) if quick else (1_000, 2_000, 4_000, 8_000, 16_000, 32_000):
-            results += _one_size(store, tokens, words, alone)
+            results += _one_size(directory, store, tokens, words, alone)
+    completions = [TextPrompt(model=MODEL, text=asked.input, add_special_tokens=False) for asked in requests]
+    chats = [_chat(asked.input.split("\n\n")) for asked in requests]
     for store in STORES:
-        results += _trace(store, "completions", [TextPrompt(model=MODEL, text=asked.input) for asked in requests], alone)
-        results += _trace(store, "chats", [_chat(asked.input.split("\n\n")) for asked in requests], alone)
+        results += _trace(directory, store, "completions", completions, alone)
+        results += _trace(directory, store, "chats", chats, alone)
     return results + _keys()
 
 
 @contextmanager
-def _ours(store: str) -> Iterator[tuple[Indexer, Tokenization]]:
+def _ours(directory: Path, store: str) -> Iterator[tuple[Indexer, Tokenization]]:
     settings = {
         "zmq.bind": "false",
-        f"tokens.models.{MODEL}": str(TINY),
+        f"tokens.models.{MODEL}": str(directory),
         f"tokens.maxModelLen.{MODEL}": "1000000",
         "tokens.store.kind": store,
         "keys.blockSize": str(BLOCK_TOKENS),
@@ -96,11 +99,11 @@ def _ours(store: str) -> Iterator[tuple[Indexer, Tokenization]]:
         indexer.close()
 
 
-def _one_size(store: str, tokens: int, words: Iterator[str], alone: Tokenizer) -> list[Result]:
+def _one_size(directory: Path, store: str, tokens: int, words: Iterator[str], alone: Tokenizer) -> list[Result]:
     """Chats of about ``tokens`` that then grow by turns: the first time, the next turn's tokens, the next turn's scores."""
     samples: dict[str, list[float]] = {"to scores, first time": [], "to tokens, next turn": [], "to scores, next turn": []}
     base: list[float] = []
-    with _ours(store) as (indexer, tokenization):
+    with _ours(directory, store) as (indexer, tokenization):
         assert tokenization.local is not None
         local = tokenization.local
         works: list[tuple[str, Callable[[ChatPrompt], array[int]]]] = [
@@ -137,12 +140,12 @@ def _one_size(store: str, tokens: int, words: Iterator[str], alone: Tokenizer) -
     ]
 
 
-def _trace(store: str, form: str, prompts: Sequence[Prompt], alone: Tokenizer) -> list[Result]:
+def _trace(directory: Path, store: str, form: str, prompts: Sequence[Prompt], alone: Tokenizer) -> list[Result]:
     """The whole trace in order: time to tokens with the store, and by tokenizers alone."""
     ours: list[float] = []
     base: list[float] = []
     stored = total = differ = 0
-    with _ours(store) as (indexer, tokenization):
+    with _ours(directory, store) as (indexer, tokenization):
         assert tokenization.local is not None
         local = tokenization.local
         for prompt in prompts:

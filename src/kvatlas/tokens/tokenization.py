@@ -128,9 +128,8 @@ class Tokenization:
 
     def _load(self) -> None:
         assert self.local is not None
-        tokenizers = self.local.tokenizers
-        failures = tokenizers.warm(self._warm)
-        for status in tokenizers.loaded():
+        failures = self.local.warm(self._warm)
+        for status in self.local.tokenizers.loaded():
             _log.info("tokenizer loaded", models=status.models, revision=status.revision, seconds=round(status.load_s, 2))
         for model, error in failures.items():
             _log.warning(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -71,6 +71,16 @@ class LocalBackend:
             complete=False,
             tokens_stored=stored,
         )
+
+    def warm(self, models: Iterable[str]) -> dict[str, TokenizationError]:
+        """Load models' tokenizers and find where their texts may be cut; return what went wrong, by model."""
+        models = tuple(models)
+        failures = self.tokenizers.warm(models)
+        for model in models:
+            tokenizer = self.tokenizers.peek(model)
+            if tokenizer is not None:
+                self._encoder(tokenizer)
+        return failures
 
     def encoder_stats(self) -> EncoderStats:
         """Return what encoders did with the store, over all loaded tokenizers."""
@@ -142,11 +152,12 @@ class LocalBackend:
             return None
         with self._lock:
             encoder = self._encoders.get(tokenizer)
-            if encoder is None:
-                space = f"{tokenizer.name}@{tokenizer.revision}"
-                encoder = IncrementalEncoder(tokenizer.text, tokenizer.text.seams(), self.store, space)
-                self._encoders[tokenizer] = encoder
-            return encoder
+        if encoder is None:
+            space = f"{tokenizer.name}@{tokenizer.revision}"
+            made = IncrementalEncoder(tokenizer.text, tokenizer.text.seams(), self.store, space)  # takes a while: unlocked
+            with self._lock:
+                encoder = self._encoders.setdefault(tokenizer, made)
+        return encoder
 
     def _limit(self, tokenizer: LocalTokenizer, prompt: Prompt) -> int | None:
         return self._max_model_len.get(prompt.model, tokenizer.max_model_len)
