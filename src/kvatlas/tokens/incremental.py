@@ -8,9 +8,12 @@ from bisect import bisect_left
 
 import msgspec
 
+from kvatlas.observe.logs import get_logger
 from kvatlas.tokens.encoding import Encoding, TextTokenizer
 from kvatlas.tokens.seams import Seam, Seams
 from kvatlas.tokens.stores import Known, PrefixStore
+
+_log = get_logger(__name__)
 
 TEXT_CHARS_MIN = 512
 """Shorter texts are tokenized in full: that costs less than looking them up."""
@@ -171,6 +174,7 @@ class IncrementalEncoder:
                 self._stats.audit_failures += 1
                 self._off = "an audit failed: tokens from the store differed from those of the whole text"
         if not right:
+            _log.error("a stored token was wrong: the prefix store is off for this tokenizer", tokenizer=self._space)
             self._store.forget(self._space)
         return right
 

@@ -1,6 +1,6 @@
 """Where a text may be cut: tokens left of a seam don't depend on what follows, tokens right of it can be had from the rest.
 
-Two kinds. *Behind a special token* (``<|im_end|>``): a text is first cut there, and each section becomes tokens on its own,
+Two kinds. *Behind an added token* (``<|im_end|>``): a text is first cut there, and each section becomes tokens on its own,
 whatever the rest of the tokenizer does. *In text*: between a letter and a space before a letter ("word| word"), and between a
 newline and a letter. These need a proof from the tokenizer's own data (:func:`_text_seams`): no step may take or look across
 one. What the proof does not know has no seams in text; ``Seams.reasons`` says why.
