@@ -1,4 +1,4 @@
-"""Images, audio and videos of a prompt, as remotes tell them: checked, and in the order of the prompt."""
+"""What of a prompt the simpler remotes cannot express; images, audio and videos as remotes tell them: checked, in order."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ def multimodal_items(
         if before.offset_tokens + (before.length_tokens or 0) > after.offset_tokens:
             raise ValueError(f"placeholders overlap at {after.offset_tokens}")
     return tuple(items)
+
+
+def field_beyond(chat: ChatPrompt) -> str | None:
+    """Return a chat's field that neither /tokenize nor the tokenization service knows as the engine does; None without any."""
+    beyond = {
+        "documents": chat.documents is not None,
+        "reasoning_effort": chat.reasoning_effort is not None,
+        "tools": chat.tools is not None and not chat.tools,  # the engine refuses an empty list; /tokenize takes it
+        "tool_choice": chat.tool_choice not in ((None, "auto") if chat.tools else (None, "none")),
+    }
+    return next((name for name, found in beyond.items() if found), None)
 
 
 def media_field(prompt: Prompt) -> str | None:

@@ -10,7 +10,7 @@ import msgspec
 
 from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.tokens.prompts import ChatPrompt, Prompt, TextPrompt
-from kvatlas.tokens.remote.features import media_field, multimodal_items
+from kvatlas.tokens.remote.features import field_beyond, media_field, multimodal_items
 from kvatlas.types import MultimodalItem
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
@@ -115,14 +115,10 @@ def beyond_tokenize(prompt: Prompt) -> str | None:
         return "truncate_prompt_tokens"
     if isinstance(prompt, TextPrompt):
         return None
-    beyond = {
-        "documents": prompt.documents is not None,
-        "reasoning_effort": prompt.reasoning_effort is not None,
-        "tools": prompt.tools is not None and not prompt.tools,  # the engine refuses an empty list, /tokenize takes it
-        "tool_choice": prompt.tool_choice not in ((None, "auto") if prompt.tools else (None, "none")),
-        "model": "gpt-oss" in prompt.model.lower().replace("_", "-"),
-    }
-    return next((name for name, found in beyond.items() if found), None) or _beyond_in_messages(prompt)
+    beyond = field_beyond(prompt)
+    if beyond is None and "gpt-oss" in prompt.model.lower().replace("_", "-"):
+        return "model"
+    return beyond or _beyond_in_messages(prompt)
 
 
 def _beyond_in_messages(chat: ChatPrompt) -> str | None:

@@ -10,23 +10,19 @@ import msgspec
 from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.proto.tokenization import tokenizer_pb2 as pb
 from kvatlas.tokens.prompts import ChatPrompt, Prompt
-from kvatlas.tokens.remote.features import multimodal_items
+from kvatlas.tokens.remote.features import field_beyond, multimodal_items
 from kvatlas.types import MultimodalItem
 
 
 def chat_request(chat: ChatPrompt) -> pb.RenderChatCompletionRequest:
     """Return a chat as the service's message. Raises TokenizationError (unsupported) that names what it can't express."""
-    inexpressible = {
-        "documents": chat.documents is not None,
-        "reasoning_effort": chat.reasoning_effort is not None,
-        "add_special_tokens": chat.add_special_tokens,
-        "tools": chat.tools is not None and not chat.tools,
-        "tool_choice": chat.tool_choice not in ((None, "auto") if chat.tools else (None, "none")),
-        "chat_template": chat.chat_template == "",
-    }
-    for name, found in inexpressible.items():
-        if found:
-            raise _unsupported(name)
+    beyond = field_beyond(chat)
+    if beyond is not None:
+        raise _unsupported(beyond)
+    if chat.add_special_tokens:
+        raise _unsupported("add_special_tokens")
+    if chat.chat_template == "":
+        raise _unsupported("chat_template")
     return pb.RenderChatCompletionRequest(
         model_name=chat.model,
         messages=[_message(f"messages[{number}]", message) for number, message in enumerate(chat.messages)],
