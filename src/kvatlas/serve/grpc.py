@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,7 @@ class GrpcServer:
         self._api = indexer.config.api
         prompts = Prompts(indexer.config, tokens, indexer.metrics)
         calls = Calls(self._api, indexer.metrics, gate or Gate(self._api.concurrency_max))
-        self._server = grpc.aio.server(
-            interceptors=[TokenInterceptor(TokenCheck(self._api.token), indexer.metrics)],
-            options=[
-                ("grpc.max_receive_message_length", self._api.body_bytes_max),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.max_metadata_size", 16 << 10),
-                ("grpc.so_reuseport", 0),  # else a second service on the port would take half of its calls, unnoticed
-            ],
-            maximum_concurrent_rpcs=self._api.connections_max,
-        )
+        self._server = make_server(self._api, indexer.metrics)
         self._atlas = KvAtlas(indexer, prompts, calls)
         indexer_pb2_grpc.add_IndexerServiceServicer_to_server(LlmdIndexer(indexer, prompts, calls), self._server)
         kvatlas_pb2_grpc.add_KvAtlasServicer_to_server(self._atlas, self._server)
@@ -63,15 +54,8 @@ class GrpcServer:
         """Take the configured port and return it. Raises ConfigError where it cannot be had."""
         host = f"[{self._api.grpc_host}]" if ":" in self._api.grpc_host else self._api.grpc_host
         address = f"{host}:{self._api.grpc_port}"
-        credentials = server_credentials(self._api)
-        try:
-            if credentials is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, credentials)
-        except RuntimeError:
-            port = 0
-        if port == 0:
+        port = add_port(self._server, address, server_credentials(self._api))
+        if port is None:
             raise ConfigError("api.grpcPort", f"cannot listen on {address}", "a free port of this machine, or 0 for any")
         return port
 
@@ -123,6 +107,33 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         if self._check.allows(given[0] if len(given) == 1 else None):
             return await continuation(handler_call_details)
         return self._refusal
+
+
+def make_server(api: ApiSettings, metrics: Metrics, options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Server:
+    """Return a server with the token check and limits of ``api``. ``options``: further ones, as gRPC names them."""
+    return grpc.aio.server(
+        interceptors=[TokenInterceptor(TokenCheck(api.token), metrics)],
+        options=[
+            ("grpc.max_receive_message_length", api.body_bytes_max),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_metadata_size", 16 << 10),
+            ("grpc.so_reuseport", 0),  # else a second service on the port would take half of its calls, unnoticed
+            *options,
+        ],
+        maximum_concurrent_rpcs=api.connections_max,
+    )
+
+
+def add_port(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int | None:
+    """Listen on an address and return its port; None where it cannot be had. Without credentials nothing is encrypted."""
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        return None
+    return port or None
 
 
 def server_credentials(api: ApiSettings) -> grpc.ServerCredentials | None:

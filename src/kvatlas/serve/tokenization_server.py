@@ -16,9 +16,8 @@ from kvatlas.errors import ConfigError
 from kvatlas.observe.logs import get_logger
 from kvatlas.observe.metrics import Metrics
 from kvatlas.serve.gate import Gate
-from kvatlas.serve.grpc import TokenInterceptor, server_credentials
+from kvatlas.serve.grpc import add_port, make_server, server_credentials
 from kvatlas.serve.grpc_calls import Calls
-from kvatlas.serve.token import TokenCheck
 from kvatlas.serve.tokenization import SERVICE, AskedTokenization, LoadTokenizer, add_tokenization
 from kvatlas.serve.unix_socket import clear_stale, identity, only_for, remove, socket_path
 from kvatlas.tokens.tokenization import Tokenization
@@ -38,17 +37,8 @@ class TokenizationServer:
     ) -> None:
         self._api = api
         self._gate = Gate(api.concurrency_max)
-        self._server = grpc.aio.server(
-            interceptors=[TokenInterceptor(TokenCheck(api.token), metrics)],
-            options=[
-                ("grpc.max_receive_message_length", api.body_bytes_max),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.max_metadata_size", 16 << 10),
-                ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # llm-d's clients ping idle connections
-            ],
-            maximum_concurrent_rpcs=api.connections_max,
-        )
+        pings = ("grpc.http2.min_ping_interval_without_data_ms", 10_000)  # llm-d's clients ping idle connections
+        self._server = make_server(api, metrics, [pings])
         add_tokenization(self._server, tokens, load, Calls(api, metrics, self._gate), timeout_s)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -94,14 +84,8 @@ class TokenizationServer:
         return f"{host}:{self._bind(address, address, server_credentials(self._api))}"
 
     def _bind(self, target: str, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        try:
-            if credentials is None:
-                port = self._server.add_insecure_port(target)
-            else:
-                port = self._server.add_secure_port(target, credentials)
-        except RuntimeError:
-            port = 0
-        if port == 0:
+        port = add_port(self._server, target, credentials)
+        if port is None:
             raise ConfigError("--listen", f"cannot listen on {address}", "a free address of this machine")
         return port
 
