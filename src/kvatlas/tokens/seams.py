@@ -47,7 +47,7 @@ class _Steps(msgspec.Struct):
     """Whether pieces always end at a seam in text, so that the model never sees both sides."""
     first: bool = True
     """Whether no step has made pieces yet."""
-    done: bool = False
+    byte_level: bool = False
     """Whether characters have become bytes."""
 
 
@@ -242,7 +242,7 @@ def _replace(step: Mapping[str, Any], steps: _Steps) -> None:
 
 def _pre_tokenizer(part: Mapping[str, Any] | None, steps: _Steps) -> None:
     for step in _sequence(part, "pretokenizers"):
-        if steps.done:
+        if steps.byte_level:
             raise UnprovenError(f"pre-tokenizer {step['type']} behind ByteLevel")
         match step["type"]:
             case "ByteLevel":
@@ -272,7 +272,7 @@ def _byte_level(step: Mapping[str, Any], steps: _Steps) -> None:
         steps.newlines = False
     if step.get("use_regex", True):
         _split(GPT2, steps)
-    steps.done = True
+    steps.byte_level = True
 
 
 def _metaspace(step: Mapping[str, Any], steps: _Steps) -> None:
@@ -324,14 +324,12 @@ def _model(data: Mapping[str, Any], steps: _Steps) -> str:
     kind = model.get("type") or ("BPE" if "merges" in model else None)
     vocabulary = model.get("vocab") or {}
     entries = [entry[0] for entry in vocabulary] if isinstance(vocabulary, list) else list(vocabulary)
-    levels = [step for step in _sequence(data.get("pre_tokenizer"), "pretokenizers") if step["type"] == "ByteLevel"]
-    space, newline = ("Ġ", "Ċ") if levels else (steps.space, "\n")
+    space, newline = ("Ġ", "Ċ") if steps.byte_level else (steps.space, "\n")
     known = set(entries)
-    across = re.compile(f"[A-Za-z]{space}(?:[A-Za-z]|$|\\0)")
-    found = across.search("\0".join(entries))
-    if found:
+    everything = "\0".join(entries)
+    if re.search(f"[A-Za-z]{space}(?:[A-Za-z]|$|\\0)", everything):
         raise UnprovenError("entries of the vocabulary go across words")
-    if re.search(f"{newline}[A-Za-z]", "\0".join(entries)):
+    if re.search(f"{newline}[A-Za-z]", everything):
         steps.newlines = False
     if steps.splits:
         if kind not in {"BPE", "WordPiece", "WordLevel", "Unigram"}:
@@ -342,7 +340,7 @@ def _model(data: Mapping[str, Any], steps: _Steps) -> str:
     for name in ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise UnprovenError(f"{name} looks at pieces that go across words")
-    bytes_known = len(known & set(_byte_alphabet())) == 256 if levels else False
+    bytes_known = len(known & set(_byte_alphabet())) == 256 if steps.byte_level else False
     if model.get("byte_fallback"):
         bytes_known = known.issuperset(f"<0x{byte:02X}>" for byte in range(256))
     if not bytes_known and model.get("unk_token") not in known:
