@@ -9,7 +9,8 @@ from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.tokens.local.chat_input import bad_message, kind_of
 from kvatlas.tokens.prompts import ChatPrompt
 
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""What ``reasoning_effort`` can be."""
 _OWN_ARGUMENTS = frozenset(
     {
         "chat_template", "max_length", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize",
@@ -40,8 +41,8 @@ def arguments(chat: ChatPrompt) -> dict[str, Any]:
     if chat.documents is not None:
         merged["documents"] = _documents(chat.documents)
     if chat.reasoning_effort is not None:
-        if chat.reasoning_effort not in _EFFORTS:
-            raise bad_message("reasoning_effort", f"{chat.reasoning_effort!r}", f"allowed: {', '.join(_EFFORTS)}")
+        if chat.reasoning_effort not in EFFORTS:
+            raise bad_message("reasoning_effort", f"{chat.reasoning_effort!r}", f"allowed: {', '.join(EFFORTS)}")
         merged["reasoning_effort"] = chat.reasoning_effort
         merged.setdefault("enable_thinking", chat.reasoning_effort != "none")
     kept = {key: value for key, value in merged.items() if value is not None and value != "auto"}

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvatlas.errors import TokenizationError, TokenizationReason
+from kvatlas.tokens.local.chat_arguments import EFFORTS
+from kvatlas.tokens.local.chat_input import bad_message
 from kvatlas.tokens.prompts import ChatPrompt, Prompt, TextPrompt
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ DEFAULT_MAX_MODEL_LEN = 128_000
 """What vLLM assumes where params.json does not say it and there is no config.json."""
 CONFIG_BYTES_MAX = 4 << 20
 _MODEL_FILE = re.compile(r"[^.]+\.model(\.v\d+(m\d+)?)?")
-_EFFORTS = frozenset({"none", "minimal", "low", "medium", "high", "xhigh", "max"})
 _TEXT_KEYS = {"text": ("type", "text"), "thinking": ("type", "thinking", "closed")}
 
 
@@ -182,53 +183,50 @@ def _read_object(file: Path) -> dict[str, Any] | None:
 # -- a chat as vLLM hands it on -----------------------------------------------------------------------------------------
 
 
-def _bad(field: str, problem: str, remedy: str) -> TokenizationError:
-    return TokenizationError(TokenizationReason.BAD_MESSAGES, field, problem, remedy)
-
-
 def _check_parameters(chat: ChatPrompt) -> None:
     """Refuse what vLLM refuses with these tokenizers, whatever the server trusts."""
     for field, value in (("chat_template", chat.chat_template), ("chat_template_kwargs", chat.chat_template_kwargs)):
         if value is not None:
             problem = "Mistral tokenizers have no chat template"
             raise TokenizationError(TokenizationReason.BAD_TEMPLATE, field, problem, "leave it out")
-    if chat.reasoning_effort and chat.reasoning_effort not in _EFFORTS:
-        raise _bad("reasoning_effort", f"{chat.reasoning_effort[:20]!r} is unknown", f"one of {', '.join(sorted(_EFFORTS))}")
+    if chat.reasoning_effort and chat.reasoning_effort not in EFFORTS:
+        problem = f"{chat.reasoning_effort[:20]!r} is unknown"
+        raise bad_message("reasoning_effort", problem, f"one of {', '.join(sorted(EFFORTS))}")
     if chat.tools is not None and not chat.tools:
-        raise _bad("tools", "an empty list", "give a tool, or leave it out")
+        raise bad_message("tools", "an empty list", "give a tool, or leave it out")
     if not chat.messages:
-        raise _bad("messages", "there are none", "send at least one")
+        raise bad_message("messages", "there are none", "send at least one")
     if chat.add_generation_prompt and chat.continue_final_message:
-        raise _bad("continue_final_message", "add_generation_prompt is true too", "set one of the two")
+        raise bad_message("continue_final_message", "add_generation_prompt is true too", "set one of the two")
 
 
 def _check_ends(chat: ChatPrompt, messages: Sequence[Mapping[str, Any]]) -> None:
     last = messages[-1].get("role")
     if chat.add_generation_prompt and last == "assistant":
         problem = "the last message is the assistant's, and add_generation_prompt is true"
-        raise _bad("messages", problem, "set continue_final_message, or end with another's message")
+        raise bad_message("messages", problem, "set continue_final_message, or end with another's message")
     if chat.continue_final_message and last != "assistant":
-        raise _bad("continue_final_message", "the last message is not the assistant's", "end with a message to continue")
+        raise bad_message("continue_final_message", "the last message is not the assistant's", "end with a message to continue")
 
 
 def _message(message: Mapping[str, Any], field: str) -> dict[str, Any]:
     """Return a copy of a message with what mistral_common reads, ids cut and arguments parsed."""
     if not isinstance(message, Mapping) or not isinstance(role := message.get("role"), str):
-        raise _bad(field, "no object with a role", "send chats as OpenAI has them")
+        raise bad_message(field, "no object with a role", "send chats as OpenAI has them")
     copy: dict[str, Any] = {"role": role}
     if "content" in message:
         copy["content"] = _content(message["content"], role, f"{field}.content")
     if role == "assistant":
         calls = message.get("tool_calls")
         if calls is not None and not isinstance(calls, Sequence):
-            raise _bad(f"{field}.tool_calls", "no list", "send a list of tool calls")
+            raise bad_message(f"{field}.tool_calls", "no list", "send a list of tool calls")
         copy["tool_calls"] = [_call(call, f"{field}.tool_calls[{position}]") for position, call in enumerate(calls or ())]
         reasoning = message.get("reasoning")
         copy["reasoning"] = message.get("reasoning_content") if reasoning is None else reasoning
     elif role == "tool":
         call_id = message.get("tool_call_id")
         if not isinstance(call_id, str):
-            raise _bad(f"{field}.tool_call_id", "is missing or no text", "name the call that this answers")
+            raise bad_message(f"{field}.tool_call_id", "is missing or no text", "name the call that this answers")
         copy["tool_call_id"] = call_id[-CALL_ID_CHARS:]
     return copy
 
@@ -238,19 +236,20 @@ def _content(content: object, role: str, field: str) -> object:
     if isinstance(content, str) or (content is None and role == "assistant"):
         return content
     if not isinstance(content, Sequence):
-        raise _bad(field, "neither text nor a list of parts", "send text")
+        raise bad_message(field, "neither text nor a list of parts", "send text")
     parts = []
     for position, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
         if not isinstance(kind, str):
-            raise _bad(f"{field}[{position}]", "no part with a type", 'send parts such as {"type": "text", "text": "..."}')
+            remedy = 'send parts such as {"type": "text", "text": "..."}'
+            raise bad_message(f"{field}[{position}]", "no part with a type", remedy)
         keys = _TEXT_KEYS.get(kind)
         if keys is None:
             problem = f"a part of type {kind[:20]!r}"
             remedy = "only text can be tokenized here; images and audio need the engine's renderer"
             raise TokenizationError(TokenizationReason.UNSUPPORTED, f"{field}[{position}]", problem, remedy)
         if not isinstance(part.get(kind), str):
-            raise _bad(f"{field}[{position}].{kind}", "no text", "send text")
+            raise bad_message(f"{field}[{position}].{kind}", "no text", "send text")
         parts.append({key: part[key] for key in keys if key in part})
     return parts
 
@@ -258,10 +257,10 @@ def _content(content: object, role: str, field: str) -> object:
 def _call(call: object, field: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping) or call.get("type") != "function":
-        raise _bad(field, "no call of a function", 'send {"id": ..., "type": "function", "function": {...}}')
+        raise bad_message(field, "no call of a function", 'send {"id": ..., "type": "function", "function": {...}}')
     call_id, name, arguments = call.get("id"), function.get("name"), function.get("arguments")
     if not (isinstance(call_id, str) and isinstance(name, str) and isinstance(arguments, str)):
-        raise _bad(field, "id, name or arguments are missing or no text", "send all three as text")
+        raise bad_message(field, "id, name or arguments are missing or no text", "send all three as text")
     return {
         "id": call_id[-CALL_ID_CHARS:],
         "type": "function",
@@ -281,9 +280,9 @@ def _arguments(text: str) -> dict[str, Any]:
 def _tool(tool: Mapping[str, Any], field: str) -> dict[str, Any]:
     function = tool.get("function") if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise _bad(field, "no function with a name", 'send {"type": "function", "function": {"name": ...}}')
+        raise bad_message(field, "no function with a name", 'send {"type": "function", "function": {"name": ...}}')
     if tool.get("type", "function") != "function":
-        raise _bad(f"{field}.type", "not 'function'", "send functions only")
+        raise bad_message(f"{field}.type", "not 'function'", "send functions only")
     return {"type": "function", "function": dict(function)}
 
 
