@@ -131,6 +131,17 @@ async def test_llmds_example_routes_answer_scores_by_pod(http: httpx.AsyncClient
     assert unknown.json() == {}
 
 
+async def test_llmds_example_routes_take_what_engines_take_in_such_requests(http: httpx.AsyncClient) -> None:
+    for side, scores in (("right", {"pod-a": 2.0}), ("left", {})):
+        cut = {"truncate_prompt_tokens": 2 * BLOCK, "truncation_side": side}
+        completion = await http.post("/score_completions", json={"model": MODEL, "prompt": TEXT, **cut})
+        assert completion.json() == scores
+    chat = await http.post(
+        "/score_chat_completions", json={"model": MODEL, "messages": MESSAGES, "reasoning_effort": "enormous"}
+    )
+    assert (chat.status_code, chat.json()["error"]["field"]) == (422, "reasoning_effort")
+
+
 def lone_surrogate(body: dict[str, Any]) -> bytes:
     return json.dumps(body).replace("SURROGATE", "\\ud800").encode()
 

@@ -229,15 +229,14 @@ def _salt_of(body: PromptBody) -> str | None:
     return body.cache_salt if inner is None else inner
 
 
-def text_prompt(model: str, text: str, body: CompletionBody | LlmdCompletionBody) -> TextPrompt:
+def text_prompt(model: str, text: str, body: CompletionBody) -> TextPrompt:
     """Return the prompt of a completion request."""
-    whole = body if isinstance(body, CompletionBody) else CompletionBody(prompt=text)
     return TextPrompt(
         model=model,
         text=text,
         add_special_tokens=body.add_special_tokens,
-        truncation=_truncation(body.truncate_prompt_tokens, whole.truncation_side),
-        max_output_tokens=whole.max_tokens or 0,
+        truncation=_truncation(body.truncate_prompt_tokens, body.truncation_side),
+        max_output_tokens=body.max_tokens or 0,
     )
 
 
@@ -252,7 +251,6 @@ def chat_prompt(model: str, body: ChatBody | LlmdChatBody) -> ChatPrompt:
         messages = body.conversation
     if messages is None:
         raise RequestError("messages", "is missing", "send a chat completion request")
-    whole = body if isinstance(body, ChatBody) else ChatBody(messages=messages)
     return ChatPrompt(
         model=model,
         messages=messages,
@@ -263,10 +261,10 @@ def chat_prompt(model: str, body: ChatBody | LlmdChatBody) -> ChatPrompt:
         chat_template_kwargs=body.chat_template_kwargs,
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
-        add_special_tokens=whole.add_special_tokens,
-        reasoning_effort=whole.reasoning_effort,
-        truncation=_truncation(body.truncate_prompt_tokens, whole.truncation_side),
-        max_output_tokens=whole.max_completion_tokens or whole.max_tokens or 0,
+        add_special_tokens=body.add_special_tokens,
+        reasoning_effort=body.reasoning_effort,
+        truncation=_truncation(body.truncate_prompt_tokens, body.truncation_side),
+        max_output_tokens=body.max_completion_tokens or body.max_tokens or 0,
     )
 
 

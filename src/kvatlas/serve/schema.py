@@ -59,10 +59,9 @@ class CompletionBody(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: _Salt = None
 
 
-class ChatBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A chat completion request as engines take it. Fields that do not change its tokens are passed over."""
+class _ChatFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What changes the tokens of a chat, besides its messages."""
 
-    messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
@@ -79,6 +78,12 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True):
     truncate_prompt_tokens: _Truncate = None
     truncation_side: _Side = None
     cache_salt: _Salt = None
+
+
+class ChatBody(_ChatFields, frozen=True, kw_only=True):
+    """A chat completion request as engines take it. Fields that do not change its tokens are passed over."""
+
+    messages: list[dict[str, Any]]
 
 
 class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,31 +138,19 @@ class LocalityBody(PromptBody, frozen=True, kw_only=True, forbid_unknown_fields=
     model: Annotated[str, Meta(description="The served model's name; needed with a prompt.")] = ""
 
 
-class LlmdCompletionBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What llm-d's example takes at /score_completions; further fields of a completion request count too."""
+class LlmdCompletionBody(CompletionBody, frozen=True, kw_only=True):
+    """What llm-d's example takes at /score_completions: a completion request whose prompt is text."""
 
     model: Annotated[str, Meta(min_length=1)]
     prompt: Annotated[str, Meta(min_length=1)]
-    add_special_tokens: bool = True
-    truncate_prompt_tokens: _Truncate = None
-    cache_salt: _Salt = None
 
 
-class LlmdChatBody(msgspec.Struct, frozen=True, kw_only=True):
+class LlmdChatBody(_ChatFields, frozen=True, kw_only=True):
     """What llm-d's example takes at /score_chat_completions: a chat completion request."""
 
     model: Annotated[str, Meta(min_length=1)]
     messages: list[dict[str, Any]] | None = None
     conversation: Annotated[list[dict[str, Any]] | None, Meta(description="The same as messages.")] = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    truncate_prompt_tokens: _Truncate = None
-    cache_salt: _Salt = None
 
 
 class BlockAnswer(msgspec.Struct, frozen=True):
