@@ -100,6 +100,9 @@ class TinyTokenizer:
         found = PLAIN.encode(text, add_special_tokens=False)
         return Encoding(array("I", found.ids), array("I", (end for _, end in found.offsets)))
 
+    def ids(self, text: str) -> array[int]:
+        return self.encode(text).token_ids
+
     def render(self, chat: ChatPrompt) -> str:
         shown = [{**message, "content": message.get("content") or ""} for message in chat.messages]
         if chat.tools or chat.documents or chat.chat_template_kwargs:

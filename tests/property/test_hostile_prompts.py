@@ -12,7 +12,6 @@ import copy
 import functools
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -292,7 +291,7 @@ def test_deep_values_are_taken_or_refused(where: str, depth: int) -> None:
         check("/score_chat_completions", b'{"model": "%b", %b' % (MODEL.encode(), DEEP[where](deep)[1:]))
 
 
-def test_megabytes_are_answered_in_time() -> None:
+def test_megabytes_are_answered() -> None:
     big = "a b " * 1_500_000
     for body in (
         {"text": big},
@@ -305,9 +304,7 @@ def test_megabytes_are_answered_in_time() -> None:
         {"chat": {"messages": [HI], "chat_template_kwargs": {str(number): number for number in range(200_000)}}},
         {"chat": {"messages": [HI], "chat_template": big}},
     ):
-        began = time.monotonic()
         check("/v1/score", {"model": MODEL, **body})
-        assert time.monotonic() - began < ANSWER_S / 2
 
 
 # -- templates from requests -------------------------------------------------------------------------------------------------
@@ -372,9 +369,7 @@ def test_a_hostile_template_is_refused_within_its_time(template: str, monkeypatc
         {"messages": [HI], "chat_template": source},
         {"messages": [HI], "chat_template_kwargs": {"chat_template": source}},
     ):
-        began = time.monotonic()
         answer = check("/v1/score", {"model": MODEL, "chat": chat})
-        assert time.monotonic() - began < 5
         assert (answer.status_code, answer.json()["error"]["reason"]) == (422, "bad_template")
 
 

@@ -1,4 +1,4 @@
-"""Tokens with a prefix store's help are those of the whole text, for tokenizers of every kind: chats, edits, evictions."""
+"""Tokens with a prefix store's help, and those of excerpts, are those of the whole text, for tokenizers of every kind."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ pytest.importorskip("tokenizers")
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from kvatlas.tokens.encoding import Encoding
+from kvatlas.tokens.excerpt import first_tokens, last_tokens
 from kvatlas.tokens.incremental import IncrementalEncoder
 from kvatlas.tokens.seams import Seams
 from kvatlas.tokens.stores import PrefixStore
@@ -153,6 +154,9 @@ class Plain:
     def encode(self, text: str) -> Encoding:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         return Encoding(array("I", encoding.ids), array("I", [end for _, end in encoding.offsets]))
+
+    def ids(self, text: str) -> array[int]:
+        return self.encode(text).token_ids
 
 
 def marked(tokenizer: Tokenizer) -> Tokenizer:
@@ -352,6 +356,20 @@ def test_known_tokens_begin_every_continuation(kind: str, text: str, after: str,
     known = incremental.known(text).tolist()
     for continuation in ("", after, other, *(other[:cut] for cut in range(1, 6))):
         assert known == tokenizer.encode(text + continuation, add_special_tokens=False).ids[: len(known)]
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@pytest.mark.parametrize("kind", MAKERS)
+@given(said=st.lists(texts(), min_size=1, max_size=6), count=st.integers(0, 12), margin=st.integers(0, 60))
+def test_an_excerpts_tokens_are_those_of_the_whole_text(kind: str, said: list[str], count: int, margin: int) -> None:
+    tokenizer, seams = made(kind)
+    text = "".join(said)
+    whole = tokenizer.encode(text, add_special_tokens=False).ids
+    first = first_tokens(Plain(tokenizer), seams, text, count, margin_chars=margin).tolist()
+    last = last_tokens(Plain(tokenizer), seams, text, count, margin_chars=margin).tolist()
+    assert min(count, len(whole)) <= min(len(first), len(last))
+    assert first == whole[: len(first)]
+    assert last == whole[len(whole) - len(last) :]
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

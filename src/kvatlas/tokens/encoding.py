@@ -34,11 +34,15 @@ class TextTokenizer(Protocol):
         ...
 
     def seams(self) -> Seams:
-        """Return where its texts may be cut. Costs some milliseconds: it looks at the whole vocabulary."""
+        """Return where its texts may be cut. Costs some milliseconds the first time: it looks at the whole vocabulary."""
         ...
 
     def encode(self, text: str) -> Encoding:
         """Return a text's own tokens. Marks of special tokens within it (``<|im_start|>``) become these tokens."""
+        ...
+
+    def ids(self, text: str) -> array[int]:
+        """Return the same tokens as array('I'), without where they end, which is a third of the cost."""
         ...
 
 

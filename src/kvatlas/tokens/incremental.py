@@ -10,7 +10,7 @@ import msgspec
 
 from kvatlas.observe.logs import get_logger
 from kvatlas.tokens.encoding import Encoding, TextTokenizer
-from kvatlas.tokens.seams import Seam, Seams
+from kvatlas.tokens.seams import Seam, Seams, tokens_before
 from kvatlas.tokens.stores import Known, PrefixStore
 
 _log = get_logger(__name__)
@@ -91,14 +91,16 @@ class IncrementalEncoder:
     def encode(self, text: str) -> Incremental:
         """Return a text's tokens. Costs what the unknown rest costs, and at most one full tokenization more than that."""
         if self._off is not None or len(text) < self._text_chars_min:
-            return Incremental(self._full(text).token_ids, 0)
+            self._count_full()
+            return Incremental(self._tokenizer.ids(text), 0)
         known = self._store.find(self._space, text)
         result = self._assisted(text, known) if known.chars >= self._text_chars_min else None
         if result is None:
             return Incremental(self._learn(text).token_ids, 0)
         encoding, stored = result
         if self._audit_due() and not self._audit(text, encoding):
-            return Incremental(self._full(text).token_ids, 0)
+            self._count_full()
+            return Incremental(self._tokenizer.ids(text), 0)
         with self._lock:
             self._stats.assisted += 1
             self._stats.tokens_stored += stored
@@ -112,7 +114,7 @@ class IncrementalEncoder:
             return array("I")
         known = self._store.find(self._space, text)
         for seam in self._seams.before(text, known.chars, max(0, known.chars - SEARCH_CHARS)):
-            cut = _cut(known.token_ids, known.ends, seam)
+            cut = _cut(known, seam)
             if cut is not None:
                 return known.token_ids[: cut.tokens]
         return array("I")
@@ -121,13 +123,13 @@ class IncrementalEncoder:
         """Tokenize a text in full, and remember it."""
         self._learn(text)
 
-    def _full(self, text: str) -> Encoding:
+    def _count_full(self) -> None:
         with self._lock:
             self._stats.full += 1
-        return self._tokenizer.encode(text)
 
     def _learn(self, text: str) -> Encoding:
-        encoding = self._full(text)
+        self._count_full()
+        encoding = self._tokenizer.encode(text)
         if self._off is None and _rises(encoding.ends, len(text)):
             self._store.add(self._space, text, encoding)
         return encoding
@@ -139,7 +141,7 @@ class IncrementalEncoder:
         start: Seam | None = None  # from here on the text is tokenized; a seam earlier, since a text's start may change tokens
         for seam in self._seams.before(text, known.chars, max(0, known.chars - SEARCH_CHARS)):
             if cut is None:
-                cut = _cut(known.token_ids, known.ends, seam)
+                cut = _cut(known, seam)
             elif check is not None:
                 start = seam
                 break
@@ -150,7 +152,7 @@ class IncrementalEncoder:
         rest = self._tokenizer.encode(text[start.at :])
         if not _rises(rest.ends, len(text) - start.at):
             return None
-        again = _cut(rest.token_ids, rest.ends, Seam(cut.at - start.at, cut.special))
+        again = _cut(rest, Seam(cut.at - start.at, cut.special))
         if again is None or not _agree(known, cut, rest, again, start.at, check.at):
             with self._lock:
                 self._stats.mismatches += 1
@@ -167,7 +169,7 @@ class IncrementalEncoder:
 
     def _audit(self, text: str, encoding: Encoding) -> bool:
         """Compare with full tokenization. Where it differs, the store is off from then on, and the space forgotten."""
-        right = self._tokenizer.encode(text).token_ids == encoding.token_ids
+        right = self._tokenizer.ids(text) == encoding.token_ids
         with self._lock:
             self._stats.audits += 1
             if not right:
@@ -179,19 +181,9 @@ class IncrementalEncoder:
         return right
 
 
-def _cut(token_ids: array[int], ends: array[int], seam: Seam) -> _Cut | None:
-    """Return how many tokens lie before a seam; None where no token ends exactly there, or more than one does.
-
-    Behind a special token, marks that a tokenizer puts before the next section (``▁``) may end there too, and belong to it.
-    """
-    at = bisect_left(ends, seam.at)
-    if at == len(ends) or ends[at] != seam.at:
-        return None
-    if seam.special is not None:
-        return _Cut(seam.at, at + 1, seam.special) if token_ids[at] == seam.special else None
-    if at + 1 < len(ends) and ends[at + 1] == seam.at:
-        return None
-    return _Cut(seam.at, at + 1, None)
+def _cut(of: Known | Encoding, seam: Seam) -> _Cut | None:
+    tokens = tokens_before(of.token_ids, of.ends, seam)
+    return None if tokens is None else _Cut(seam.at, tokens, seam.special)
 
 
 def _agree(known: Known, cut: _Cut, rest: Encoding, again: _Cut, start: int, check: int) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from string import ascii_letters
 from typing import Any, Protocol
@@ -115,6 +117,22 @@ class Seams:
                     below = match.end()
                     yield Seam(below, self.specials.get(match[0]))
             high = low
+
+
+def tokens_before(token_ids: array[int], ends: array[int], seam: Seam) -> int | None:
+    """Return how many tokens lie before a seam; None where no token ends exactly there, or more than one does.
+
+    ``ends``: where each token ends in the text. Behind a special token, marks that a tokenizer puts before the next section
+    (``▁``) may end there too, and belong to it.
+    """
+    at = bisect_left(ends, seam.at)
+    if at == len(ends) or ends[at] != seam.at:
+        return None
+    if seam.special is not None:
+        return at + 1 if token_ids[at] == seam.special else None
+    if at + 1 < len(ends) and ends[at + 1] == seam.at:
+        return None
+    return at + 1
 
 
 def _whole(data: Mapping[str, Any]) -> str | None:

@@ -42,7 +42,7 @@ def truncate(
             f"{max_output_tokens} tokens are to be generated, and the model takes {max_model_len} in all",
             "ask for fewer, or set tokens.maxModelLen as the engine runs",
         )
-    limit = _limit(truncation, max_model_len, max_output_tokens)
+    limit = tokens_kept(truncation, max_model_len, max_output_tokens)
     if limit is not None and limit < len(tokens):
         tokens = _cut(tokens, limit, truncation.side if truncation else None, before, after)
     if max_model_len is not None and len(tokens) >= max_model_len:
@@ -82,8 +82,8 @@ def trim_text(text: str, truncation: Truncation | None, max_model_len: int | Non
     return text[:chars_max]
 
 
-def _limit(truncation: Truncation | None, max_model_len: int | None, max_output_tokens: int) -> int | None:
-    """Return how many tokens may stay; None: all of them."""
+def tokens_kept(truncation: Truncation | None, max_model_len: int | None, max_output_tokens: int) -> int | None:
+    """Return how many tokens of a prompt may stay; None: all of them. Raises TokenizationError, BAD_TRUNCATION."""
     if truncation is None:
         return None
     asked = truncation.tokens

@@ -127,14 +127,14 @@ def capture(path: Path, *received_s: float) -> Path:
 @pytest.mark.parametrize(
     ("pace", "least_s", "most_s"),
     [
-        (Pace(speed=10, subscriber_timeout_s=0, linger_s=0), 0.3, 2.0),
-        (Pace(speed=0, subscriber_timeout_s=0, linger_s=0), 0.0, 0.3),
-        (Pace(speed=10, align=True, subscriber_timeout_s=0, linger_s=0), 0.1, 0.29),
+        (Pace(speed=300, subscriber_timeout_s=0, linger_s=0), 0.3, 90.0),
+        (Pace(speed=0, subscriber_timeout_s=0, linger_s=0), 0.0, 30.0),
+        (Pace(speed=10, align=True, subscriber_timeout_s=0, linger_s=0), 3.0, 9.0),
     ],
     ids=["as recorded", "at once", "aligned"],
 )
 async def test_files_are_published_at_their_pace(tmp_path: Path, pace: Pace, least_s: float, most_s: float) -> None:
-    files = [capture(tmp_path / "a", 100.0, 101.0), capture(tmp_path / "b", 102.0, 103.0)]
+    files = [capture(tmp_path / "a", 100.0, 130.0), capture(tmp_path / "b", 160.0, 190.0)]
     ports = playback_ports(files, f"tcp://127.0.0.1:{free_port()}", None)
     counts: list[int] = []
     began_s = time.monotonic()

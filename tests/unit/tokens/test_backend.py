@@ -186,6 +186,24 @@ def test_as_many_as_the_model_takes_leaves_room_for_one_that_is_generated() -> N
     assert refusal(backend.tokenize, text("a", max_output_tokens=41)).field == "max_tokens"
 
 
+@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("store", [*STORES, "none"])
+def test_of_a_text_far_longer_than_what_is_kept_only_an_end_is_tokenized(
+    around: Path, store: str, side: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = LONG * 200
+    expected = {None: [BOS, *own(of)[-98:], EOS], "left": [*own(of)[-99:], EOS], "right": [BOS, *own(of)[:99]]}
+    backend = local(around, "tokens.maxModelLen.m=100000", store=store)
+    tokenizer = backend.tokenizers.get("m").text
+    assert tokenizer is not None
+    chars = []
+    for name in ("encode", "ids"):
+        method = getattr(tokenizer, name)
+        monkeypatch.setattr(tokenizer, name, lambda text, method=method: (chars.append(len(text)), method(text))[1])
+    assert backend.tokenize(text(of, truncation=Truncation(100, side))).token_ids.tolist() == expected[side]
+    assert sum(chars) < len(of) / 50
+
+
 def test_another_models_length_does_not_count() -> None:
     backend = local(TINY, f"tokens.models.n={TINY}", "tokens.maxModelLen.n=5")
     assert backend.tokenize(text("a b c d e f g h")).token_ids

@@ -69,11 +69,31 @@ def test_texts_have_their_tokens_and_where_each_ends(tiny: HuggingFaceTokenizer)
     assert tiny.text is not None
     text = "Hello  wörld 🙂\n\n x  "
     found = tiny.text.encode(text)
-    assert found.token_ids == tiny.tokenize(TextPrompt(model="tiny", text=text))
+    assert found.token_ids == tiny.tokenize(TextPrompt(model="tiny", text=text)) == tiny.text.ids(text)
     assert found.token_ids.typecode == found.ends.typecode == "I"
     assert len(found.ends) == len(found.token_ids)
     assert list(found.ends) == sorted(found.ends)
     assert found.ends[-1] == len(text)
+
+
+@pytest.mark.parametrize("method", ["encode", "ids"])
+def test_other_threads_run_while_a_text_is_tokenized(tiny: HuggingFaceTokenizer, method: str) -> None:
+    text = " ".join(f"word{number}" for number in range(100_000))
+    began, ended = threading.Event(), threading.Event()
+
+    def tokenize() -> None:
+        began.set()
+        getattr(tiny.text, method)(text)
+        ended.set()
+
+    thread = threading.Thread(target=tokenize)
+    thread.start()
+    began.wait(20)
+    turns = 0
+    while not ended.wait(0.002):
+        turns += 1
+    thread.join()
+    assert turns > 20
 
 
 def test_ends_count_white_space_that_a_post_processor_would_cut_off(tmp_path: Path) -> None:

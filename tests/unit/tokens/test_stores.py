@@ -47,6 +47,9 @@ class Words:
             at = end
         return Encoding(token_ids, ends)
 
+    def ids(self, text: str) -> array[int]:
+        return self.encode(text).token_ids
+
 
 SEAMS = Seams({}, "A-Za-z", True, ())
 

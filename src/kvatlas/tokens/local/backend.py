@@ -11,12 +11,13 @@ import msgspec
 
 from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.tokens.encoding import LocalTokenizer
+from kvatlas.tokens.excerpt import first_tokens, is_far_longer, last_tokens
 from kvatlas.tokens.incremental import EncoderStats, IncrementalEncoder
 from kvatlas.tokens.local.loaded import LoadedTokenizers
 from kvatlas.tokens.prompts import ChatPrompt, Prompt
 from kvatlas.tokens.results import Tokenized, TokenSource
 from kvatlas.tokens.stores import PrefixStore
-from kvatlas.tokens.truncation import trim_text, truncate
+from kvatlas.tokens.truncation import tokens_kept, trim_text, truncate
 
 
 class LocalBackend:
@@ -102,14 +103,26 @@ class LocalBackend:
             self._text(tokenizer, prompt), prompt.truncation, self._limit(tokenizer, prompt), tokenizer.chars_per_token_max
         )
         encoder = self._encoder(tokenizer)
-        if encoder is None:
-            tokens, stored = tokenizer.text.encode(text).token_ids, 0
+        excerpt = self._excerpt(tokenizer, prompt, text)
+        if excerpt is not None:
+            tokens, stored = excerpt, 0
+        elif encoder is None:
+            tokens, stored = tokenizer.text.ids(text), 0
         else:
             found = encoder.encode(text)
             tokens, stored = found.token_ids, found.tokens_stored
         if prompt.add_special_tokens:
             tokens = tokenizer.text.before + tokens + tokenizer.text.after
         return tokens, stored
+
+    def _excerpt(self, tokenizer: LocalTokenizer, prompt: Prompt, text: str) -> array[int] | None:
+        """Return at least those of a text's tokens that its truncation keeps, where the text has far more than them."""
+        assert tokenizer.text is not None
+        kept = tokens_kept(prompt.truncation, self._limit(tokenizer, prompt), prompt.max_output_tokens)
+        if prompt.truncation is None or kept is None or not is_far_longer(text, kept):
+            return None
+        take = first_tokens if prompt.truncation.side == "right" else last_tokens
+        return take(tokenizer.text, tokenizer.text.seams(), text, kept)
 
     def _text(self, tokenizer: LocalTokenizer, prompt: Prompt) -> str:
         if isinstance(prompt, ChatPrompt):

@@ -59,20 +59,24 @@ class HuggingFaceText:
         self.before = before
         self.after = after
 
+        self._seams: Seams | None = None
+
     def seams(self) -> Seams:
         """Return where texts may be cut."""
-        return Seams.of(self._backend)
+        if self._seams is None:
+            self._seams = Seams.of(self._backend)
+        return self._seams
 
     def encode(self, text: str) -> Encoding:
         """Return a text's own tokens. Raises TokenizationError, BAD_TEXT."""
-        encoded = _encoded(self._backend, text, add_special_tokens=False)
+        encoded = _encoded(self._backend.encode_batch, text)
         return Encoding(
             token_ids=array("I", encoded.ids), ends=array("I", accumulate(map(itemgetter(1), encoded.offsets), max))
         )
 
     def ids(self, text: str) -> array[int]:
         """Return the same tokens as :meth:`encode`, without where they end. Raises TokenizationError, BAD_TEXT."""
-        return array("I", _encoded(self._backend, text, add_special_tokens=False).ids)
+        return array("I", _encoded(self._backend.encode_batch_fast, text).ids)
 
 
 class HuggingFaceTokenizer:
@@ -100,7 +104,7 @@ class HuggingFaceTokenizer:
         # Tokenizers are large: the one that was loaded is used and changed, not copied.
         backend = _unpadded(tokenizer)
         self.text = _text_tokenizer(backend, self.specials_around)
-        self._whole = backend if self.text is None else None
+        self._whole: Any = backend if self.text is None else None
         self._templates: ModelTemplates = tokenizer.chat_template
         self._processor_template = processor_template
         self._special_tokens: dict[str, str] = dict(tokenizer.special_tokens_map)
@@ -157,7 +161,8 @@ class HuggingFaceTokenizer:
         """Return all tokens of a prompt as array('I'), before any truncation. Raises TokenizationError."""
         text = self.prompt_text(prompt)
         if self.text is None:
-            return array("I", _encoded(self._whole, text, add_special_tokens=prompt.add_special_tokens).ids)
+            encoded = _encoded(self._whole.encode_batch_fast, text, add_special_tokens=prompt.add_special_tokens)
+            return array("I", encoded.ids)
         ids = self.text.ids(text)
         return self.text.before + ids + self.text.after if prompt.add_special_tokens else ids
 
@@ -222,9 +227,10 @@ def load_huggingface(
 # --- encoding
 
 
-def _encoded(backend: Any, text: str, *, add_special_tokens: bool) -> Any:
+def _encoded(encode_batch: Any, text: str, *, add_special_tokens: bool = False) -> Any:
+    """Return a text's encoding, by a method for batches: the backend's ``encode`` holds the interpreter while it works."""
     try:
-        return backend.encode(text, add_special_tokens=add_special_tokens)
+        return encode_batch([text], add_special_tokens=add_special_tokens)[0]
     except TypeError:  # half of a surrogate pair: no UTF-8
         check_text(text)
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import httpcore
@@ -51,13 +51,19 @@ class HttpCalls:
             self._headers.append(("Authorization", f"Bearer {token}"))
 
     def post(self, url: str, body: bytes, deadline: Deadline) -> Answer:
-        """Return the answer. Raises LateAnswerError or NoAnswerError."""
+        """Return the answer. Raises LateAnswerError or NoAnswerError.
+
+        A server may close a kept connection just when it is used again: the call is then made on another one.
+        """
         self._deadline.value = deadline
         try:
-            with self._pool.stream(
-                "POST", url, headers=[*self._headers, ("Content-Length", str(len(body)))], content=body
-            ) as got:
-                return Answer(got.status, self._read(got))
+            while True:
+                progress = _Progress()
+                try:
+                    return self._post(url, body, progress)
+                except (httpcore.NetworkError, httpcore.RemoteProtocolError):
+                    if progress.connected or progress.answered:
+                        raise
         except httpcore.TimeoutException:
             raise LateAnswerError from None
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol, ssl.SSLError, OSError) as error:
@@ -68,6 +74,12 @@ class HttpCalls:
     def close(self) -> None:
         """Close all connections."""
         self._pool.close()
+
+    def _post(self, url: str, body: bytes, progress: _Progress) -> Answer:
+        headers = [*self._headers, ("Content-Length", str(len(body)))]
+        with self._pool.stream("POST", url, headers=headers, content=body, extensions={"trace": progress.saw}) as got:
+            progress.answered = True
+            return Answer(got.status, self._read(got))
 
     def _read(self, got: httpcore.Response) -> bytes:
         success = 200 <= got.status < 300
@@ -84,6 +96,18 @@ class HttpCalls:
                     raise NoAnswerError(f"answers with more than {limit} bytes (answerBytesMax)")
                 return bytes(body[:limit])
         return bytes(body)
+
+
+class _Progress:
+    """How far a call has come: whether it opened a connection, and whether an answer began."""
+
+    connected = False
+    answered = False
+
+    def saw(self, event: str, _info: Mapping[str, Any]) -> None:
+        """Take note of what httpcore does."""
+        if event == "connection.connect_tcp.started":
+            self.connected = True
 
 
 class _ThreadDeadline(threading.local):
