@@ -5,6 +5,12 @@ KvatlasError
 ├── TokensError          token input that cannot be keyed: position, value
 ├── RequestError         a query that cannot be answered as asked: field, remedy
 │   └── TokenizationError    a prompt whose tokens cannot be told: reason (a metric's label)
+├── RouteError           a request that is sent nowhere: HTTP status, what the client is told
+│   ├── NoEndpointError      nobody is there to take it: 503
+│   ├── NoCachedPrefixError  it was to be sent only where its prefix is: 412
+│   ├── SaturatedError       everybody is busy: 429
+│   ├── ExpiredError         it waited too long: 429, or 503 where nobody was there
+│   └── StoppingError        the router stops: 503
 ├── DecodeError          bytes that are no event payload: reason (a metric's label)
 ├── RecordingError       a capture file that is no capture: path, offset
 ├── SnapshotError        a snapshot that cannot be restored: problem, remedy
@@ -152,3 +158,67 @@ class SourceError(KvatlasError):
         self.problem = problem
         self.remedy = remedy
         super().__init__(f"{endpoint}: {problem}; {remedy}")
+
+
+class RouteError(KvatlasError):
+    """A request that is sent nowhere.
+
+    ``reason``: for the header x-llm-d-request-dropped-reason, where llm-d has one.
+    """
+
+    status: int = 500
+    reason: str | None = None
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{problem}; {remedy}")
+
+
+class NoEndpointError(RouteError):
+    """Nobody is there to take the request."""
+
+    status = 503
+    reason = "rejected-no-endpoints"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, "see GET /v1/endpoints for who is there, and that engines are up")
+
+
+class NoCachedPrefixError(RouteError):
+    """``Prefer: if-available``, and no endpoint holds any of the prompt."""
+
+    status = 412
+
+    def __init__(self) -> None:
+        super().__init__("no endpoint holds a prefix of the prompt", "send it without Prefer: if-available")
+
+
+class SaturatedError(RouteError):
+    """Everybody is busy, or the queue for the request is full."""
+
+    status = 429
+    reason = "rejected-saturated"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, "send it again later")
+
+
+class ExpiredError(RouteError):
+    """The request waited in a queue for as long as it may. ``status`` 503: nobody was there to send it to."""
+
+    reason = "rejected-ttl-expired"
+
+    def __init__(self, problem: str, *, status: int = 429) -> None:
+        self.status = status
+        super().__init__(problem, "send it again later, or let it wait longer")
+
+
+class StoppingError(RouteError):
+    """The router stops, and takes nothing new."""
+
+    status = 503
+    reason = "rejected-shutting-down"
+
+    def __init__(self) -> None:
+        super().__init__("the router is stopping", "send it to another replica, or again later")

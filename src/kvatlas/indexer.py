@@ -7,6 +7,7 @@ with Indexer(load_config("kvatlas.yaml")) as indexer:
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Collection, Sequence
 
 from kvatlas.config import Config, EngineSettings, check_keys
@@ -21,7 +22,20 @@ from kvatlas.keys import KeyRecipe, as_token_array, key_recipe
 from kvatlas.observe.metrics import Metrics
 from kvatlas.results import BlockLocality, Holder, PodScore, PodStatus, Query, ScoreResult
 from kvatlas.score import Matcher, Prompt, Scorer, TierWeights, load_scorer
-from kvatlas.types import GPU, BlockKey, DpRank, Frame, GroupIdx, IndexStats, PodId, Stream, StreamInfo, StreamScore, Tier
+from kvatlas.types import (
+    GPU,
+    BlockKey,
+    DpRank,
+    Frame,
+    GroupIdx,
+    IndexStats,
+    PodId,
+    PromptScores,
+    Stream,
+    StreamInfo,
+    StreamScore,
+    Tier,
+)
 
 
 class Indexer:
@@ -107,30 +121,24 @@ class Indexer:
         Pods of another model are no candidates. TokensError for bad tokens, RequestError for an unknown scorer, and as
         :meth:`block_keys` does.
         """
-        started_s = time.perf_counter()
-        name = query.scorer or self.config.scorer
-        if name not in self._scorers:
-            self._scorers[name] = load_scorer(name)
-        scorer = self._scorers[name]
-        model = self._canonical(query.model)
         tokens = as_token_array(query.token_ids)
-        found = self._matcher.match(
-            Prompt(tokens, model, query.lora_name, query.cache_salt, query.multimodal, query.pods), scorer
-        )
+        found = self._match(query, tokens)
         by_pod: dict[PodId, list[StreamScore]] = {}
         for stream in found.streams:
             by_pod.setdefault(stream.stream.pod, []).append(stream)
         pods = sorted((_pod_score(ranks) for ranks in by_pod.values()), key=lambda pod: (-pod.score, pod.pod))
-        best_blocks = max((pod.matched_blocks for pod in pods), default=0)
-        self.metrics.query("score", time.perf_counter() - started_s, found.blocks, best_blocks)
         return ScoreResult(
             pods=tuple(pods),
-            scorer=name,
+            scorer=query.scorer or self.config.scorer,
             prompt_tokens=len(tokens),
             blocks=found.blocks,
             cache_hits=found.blocks_held,
             coverage=found.blocks_held / found.blocks if found.blocks else 0.0,
         )
+
+    def match(self, query: Query) -> PromptScores:
+        """Return what each rank of each pod holds of a prompt, in no order. Raises as :meth:`score` does."""
+        return self._match(query, as_token_array(query.token_ids))
 
     def candidates(self, query: Query, limit: int | None = None) -> tuple[PodScore, ...]:
         """Return the pods that hold something of a prompt, best first, at most ``limit``."""
@@ -159,6 +167,20 @@ class Indexer:
         """Note that a request was sent to a pod's rank: its blocks count there until events confirm them or time is up."""
         ttl_s = self.config.index.speculative_ttl if ttl_s is None else ttl_s
         self.index.promise(stream, self.block_keys(query), ttl_s)
+
+    def _match(self, query: Query, tokens: array[int]) -> PromptScores:
+        started_s = time.perf_counter()
+        prompt = Prompt(tokens, self._canonical(query.model), query.lora_name, query.cache_salt, query.multimodal, query.pods)
+        found = self._matcher.match(prompt, self._scorer(query.scorer))
+        best_blocks = max((stream.matched_blocks for stream in found.streams), default=0)
+        self.metrics.query("score", time.perf_counter() - started_s, found.blocks, best_blocks)
+        return found
+
+    def _scorer(self, name: str | None) -> Scorer:
+        name = name or self.config.scorer
+        if name not in self._scorers:
+            self._scorers[name] = load_scorer(name)
+        return self._scorers[name]
 
     def _canonical(self, model: str) -> str:
         return self.config.models.get(model, model)

@@ -1,0 +1,1 @@
+"""READ PATH decisions: which endpoint gets a request, and why. Pure: no IO, no settings, no logs."""

@@ -1,0 +1,124 @@
+"""How busy endpoints are: what engines say of themselves, and what was sent to them and has not come back.
+
+What an engine says is as old as its last scrape; what is in flight is known at once, and only of requests that went through
+here. Scorers see both.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine said of itself: in its metrics, or in an ORCA response header. None where it did not say."""
+
+    at_s: float
+    """When it was read, on the router's clock."""
+    waiting: int = 0
+    running: int = 0
+    kv_usage: float = 0.0
+    """Share of KV blocks in use, 0 to 1."""
+    block_size_tokens: int | None = None
+    gpu_blocks: int | None = None
+    loras_running: frozenset[str] = frozenset()
+    loras_waiting: frozenset[str] = frozenset()
+    loras_max: int | None = None
+
+
+class InFlight(msgspec.Struct, frozen=True):
+    """What was sent to an endpoint from here and is not finished."""
+
+    requests: int = 0
+    tokens: int = 0
+    """Prompt tokens of these requests."""
+    prefill_requests: int = 0
+    """Those without a first token yet."""
+    prefill_tokens: int = 0
+    """Tokens that these still have to compute: prompt less the prefix that was predicted to be cached."""
+
+
+class Load(msgspec.Struct, frozen=True):
+    """How busy an endpoint is, as one decision sees it."""
+
+    report: EngineReport | None = None
+    """None: it never said anything."""
+    in_flight: InFlight = InFlight()
+
+    def report_within(self, now_s: float, age_s_max: float) -> EngineReport | None:
+        """Return what the engine said, unless that is too old to go by."""
+        return self.report if self.report is not None and now_s - self.report.at_s <= age_s_max else None
+
+
+class LoadBook:
+    """The load of every endpoint. Not thread-safe: the router calls it under its lock."""
+
+    def __init__(self) -> None:
+        self._loads: dict[str, _Entry] = {}
+
+    def of(self, endpoint: str) -> Load:
+        """Return an endpoint's load; an empty one where nothing is known."""
+        entry = self._loads.get(endpoint)
+        return _IDLE if entry is None else entry.load()
+
+    def report(self, endpoint: str, report: EngineReport) -> None:
+        """Note what an engine said. Older than what is known: not taken."""
+        entry = self._entry(endpoint)
+        if entry.report is None or report.at_s >= entry.report.at_s:
+            entry.report = report
+            entry.made = None
+
+    def began(self, endpoint: str, tokens: int) -> None:
+        """Note a request that is sent, of so many prompt tokens."""
+        self._entry(endpoint).add(1, tokens, 0, 0)
+
+    def ended(self, endpoint: str, tokens: int) -> None:
+        """Note that it came back. ``tokens``: as given to :meth:`began`."""
+        if (entry := self._loads.get(endpoint)) is not None:
+            entry.add(-1, -tokens, 0, 0)
+
+    def prefill_began(self, endpoint: str, tokens: int) -> None:
+        """Note a prompt of which so many tokens have to be computed."""
+        self._entry(endpoint).add(0, 0, 1, tokens)
+
+    def prefill_ended(self, endpoint: str, tokens: int) -> None:
+        """Note that they are. ``tokens``: as given to :meth:`prefill_began`."""
+        if (entry := self._loads.get(endpoint)) is not None:
+            entry.add(0, 0, -1, -tokens)
+
+    def forget(self, endpoint: str) -> None:
+        """Drop an endpoint; what is in flight there is taken as ended."""
+        self._loads.pop(endpoint, None)
+
+    def _entry(self, endpoint: str) -> _Entry:
+        entry = self._loads.get(endpoint)
+        if entry is None:
+            entry = self._loads[endpoint] = _Entry()
+        return entry
+
+
+class _Entry:
+    __slots__ = ("made", "prefill_requests", "prefill_tokens", "report", "requests", "tokens")
+
+    def __init__(self) -> None:
+        self.report: EngineReport | None = None
+        self.requests = 0
+        self.tokens = 0
+        self.prefill_requests = 0
+        self.prefill_tokens = 0
+        self.made: Load | None = None
+        """What :meth:`load` returned last, as long as it is true."""
+
+    def add(self, requests: int, tokens: int, prefill_requests: int, prefill_tokens: int) -> None:
+        self.requests = max(0, self.requests + requests)  # below 0: an endpoint that was forgotten and came back
+        self.tokens = max(0, self.tokens + tokens)
+        self.prefill_requests = max(0, self.prefill_requests + prefill_requests)
+        self.prefill_tokens = max(0, self.prefill_tokens + prefill_tokens)
+        self.made = None
+
+    def load(self) -> Load:
+        if self.made is None:
+            self.made = Load(self.report, InFlight(self.requests, self.tokens, self.prefill_requests, self.prefill_tokens))
+        return self.made
+
+
+_IDLE = Load()

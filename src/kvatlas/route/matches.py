@@ -1,0 +1,49 @@
+"""What endpoints hold of a prompt, as a producer found it for one decision."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+import msgspec
+
+from kvatlas.route.endpoint import EndpointName
+from kvatlas.types import StaleReason, Tier
+
+
+class MatchSource(enum.Enum):
+    """Where a match is from."""
+
+    EVENTS = "events"
+    """The index: the engine said so."""
+    HISTORY = "history"
+    """What was routed there before: the engine may have evicted it, or served others."""
+
+
+class PrefixMatch(msgspec.Struct, frozen=True):
+    """What one endpoint holds of a prompt: a prefix without gaps."""
+
+    tokens: int
+    """In whole blocks. The last token of a prompt may be among them, though an engine computes that always."""
+    source: MatchSource
+    tiers: Mapping[Tier, int] = {}
+    """Tokens by the tier they would be read from; empty: all in GPU memory."""
+    speculative_tokens: int = 0
+    """Of these, how many rest on a decision that no event has confirmed yet."""
+    stale: StaleReason | None = None
+    """Why events may be missing, where they may."""
+
+
+NO_MATCH = PrefixMatch(0, MatchSource.HISTORY)
+
+
+class PrefixMatches(msgspec.Struct, frozen=True):
+    """What all endpoints hold of one prompt. Those that hold nothing may be missing."""
+
+    by_endpoint: Mapping[EndpointName, PrefixMatch]
+    block_size_tokens: int
+    blocks: int
+    """Blocks in the prompt, as this producer counts them."""
+
+    def of(self, endpoint: EndpointName) -> PrefixMatch:
+        return self.by_endpoint.get(endpoint, NO_MATCH)

@@ -1,0 +1,172 @@
+"""``Router``: the route layer as one object, behind every front door and for embedding.
+
+    flight = router.decide(RouteRequest(id="r1", model="llama", token_ids=tokens))
+    flight.decision.target  # send it there, then tell how it went:
+    flight.first_token(ttft_s=0.2)
+    flight.finished(Outcome(end=End.DONE, cached_tokens=512))
+
+Thread-safe: one lock around decisions and what is learnt from them; none of them waits for anything.
+"""
+
+from __future__ import annotations
+
+import random as random_module
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from kvatlas.errors import NoCachedPrefixError, NoEndpointError
+from kvatlas.route.cycle import Candidate, Cycle
+from kvatlas.route.decision import Decision
+from kvatlas.route.endpoint import Endpoint, EndpointName
+from kvatlas.route.load import EngineReport, Load, LoadBook
+from kvatlas.route.log import DecisionLog, Logged
+from kvatlas.route.outcome import Outcome
+from kvatlas.route.plugins import DecisionObserver, OutcomeObserver, PoolObserver, ResponseHeaders
+from kvatlas.route.request import RouteRequest
+from kvatlas.route.scheduler import Scheduler
+
+
+class Router:
+    """Decides where requests go, and learns from how they went."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        plugins: Mapping[str, object],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        random: random_module.Random | None = None,
+        log: DecisionLog | None = None,
+    ) -> None:
+        """``plugins``: all that were made, by name; ``clock`` is the one that they were given."""
+        self._scheduler = scheduler
+        self._plugins = dict(plugins)
+        self._clock = clock
+        self._random = random or random_module.Random()  # noqa: S311  spreads load, guards nothing
+        self._lock = threading.RLock()
+        self._loads = LoadBook()
+        self._endpoints: dict[EndpointName, Endpoint] = {}
+        self._on_decision = [one for one in self._plugins.values() if isinstance(one, DecisionObserver)]
+        self._on_outcome = [one for one in self._plugins.values() if isinstance(one, OutcomeObserver)]
+        self._on_pool = [one for one in self._plugins.values() if isinstance(one, PoolObserver)]
+        self._on_response = [one for one in self._plugins.values() if isinstance(one, ResponseHeaders)]
+        self.log = log or DecisionLog()
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Everyone a request could be sent to."""
+        return tuple(self._endpoints.values())
+
+    def load(self, endpoint: EndpointName) -> Load:
+        """Return how busy an endpoint is."""
+        with self._lock:
+            return self._loads.of(endpoint)
+
+    def set_endpoints(self, endpoints: Sequence[Endpoint]) -> None:
+        """Replace the pool. What is known of those that stay is kept; of those that go it is dropped."""
+        with self._lock:
+            now = {endpoint.name: endpoint for endpoint in endpoints}
+            for gone in self._endpoints.keys() - now.keys():
+                self._loads.forget(gone)
+            self._endpoints = now
+            for observer in self._on_pool:
+                observer.pool_changed(tuple(now.values()))
+
+    def report(self, endpoint: EndpointName, report: EngineReport) -> None:
+        """Note what an engine said of itself. Of an endpoint that is not in the pool: nothing happens."""
+        with self._lock:
+            if endpoint in self._endpoints:
+                self._loads.report(endpoint, report)
+
+    def decide(self, request: RouteRequest) -> Flight:
+        """Choose where a request goes; from now on it counts as in flight there.
+
+        Raises NoEndpointError where nobody is left, and NoCachedPrefixError for ``if_cached`` where nobody holds a token.
+        """
+        with self._lock:
+            cycle = Cycle(request, self._candidates(request), self._clock(), self._random)
+            decision = self._scheduler.decide(cycle)
+            if request.if_cached and not decision.predicted_cached_tokens:
+                raise NoCachedPrefixError()
+            for observer in self._on_decision:
+                observer.decided(cycle, decision)
+            return Flight(self, decision, self.log.add(decision))
+
+    def response_headers(self, decision: Decision) -> dict[str, str]:
+        """Return the headers that plugins put on a request's response."""
+        with self._lock:
+            return {name: value for one in self._on_response for name, value in one.response_headers(decision).items()}
+
+    def _candidates(self, request: RouteRequest) -> tuple[Candidate, ...]:
+        endpoints = list(self._endpoints.values())
+        if request.subset is not None:
+            endpoints = [one for one in endpoints if one.address in request.subset or one.authority in request.subset]
+            if not endpoints:
+                raise NoEndpointError(f"none of the {len(self._endpoints)} endpoints is in the gateway's subset")
+        return tuple(Candidate(endpoint, self._loads.of(endpoint.name)) for endpoint in endpoints)
+
+
+class Flight:
+    """A request between its decision and its end: how it counts for load, and where its outcome is told. Ends once."""
+
+    def __init__(self, router: Router, decision: Decision, logged: Logged) -> None:
+        self.decision = decision
+        self._router = router
+        self._logged = logged
+        self._ended = False
+        self._tokens = decision.request.prompt_tokens
+        self._depart(decision.target.name, decision.computes_prompt.name, decision.predicted_cached_tokens or 0)
+
+    @property
+    def endpoint(self) -> EndpointName:
+        """Who has the request now."""
+        return self._at
+
+    def moved(self, endpoint: EndpointName) -> None:
+        """The request is sent to another endpoint instead (a retry). Nothing is taken to be cached there."""
+        with self._router._lock:
+            if not self._ended:
+                self._arrive()
+                self._depart(endpoint, endpoint, 0)
+                self._logged.moved(endpoint)
+
+    def first_token(self, ttft_s: float) -> None:
+        """The first token came: the prompt is computed."""
+        with self._router._lock:
+            if self._prefilling and not self._ended:
+                self._end_prefill()
+                self._logged.first_token(ttft_s)
+
+    def finished(self, outcome: Outcome) -> None:
+        """The request ended, in whatever way. Later calls do nothing."""
+        with self._router._lock:
+            if self._ended:
+                return
+            self._ended = True
+            self._arrive()
+            self._logged.finished(outcome)
+            for observer in self._router._on_outcome:
+                observer.finished(self.decision, self._at, outcome)
+
+    def _depart(self, at: EndpointName, prefill_at: EndpointName, cached_tokens: int) -> None:
+        self._at = at
+        self._prefill_at = prefill_at
+        self._prefill_tokens = max(0, self._tokens - cached_tokens)
+        self._prefilling = True
+        loads = self._router._loads
+        loads.prefill_began(prefill_at, self._prefill_tokens)
+        for endpoint in {at, prefill_at}:
+            loads.began(endpoint, self._tokens)
+
+    def _end_prefill(self) -> None:
+        self._prefilling = False
+        loads = self._router._loads
+        loads.prefill_ended(self._prefill_at, self._prefill_tokens)
+        if self._prefill_at != self._at:
+            loads.ended(self._prefill_at, self._tokens)
+
+    def _arrive(self) -> None:
+        if self._prefilling:
+            self._end_prefill()
+        self._router._loads.ended(self._at, self._tokens)
