@@ -138,16 +138,17 @@ class Flight:
                 self._end_prefill()
                 self._logged.first_token(ttft_s)
 
-    def finished(self, outcome: Outcome) -> None:
-        """The request ended, in whatever way. Later calls do nothing."""
+    def finished(self, outcome: Outcome) -> bool:
+        """The request ended, in whatever way. Return whether this was told for the first time; later calls do nothing."""
         with self._router._lock:
             if self._ended:
-                return
+                return False
             self._ended = True
             self._arrive()
             self._logged.finished(outcome)
             for observer in self._router._on_outcome:
                 observer.finished(self.decision, self._at, outcome)
+            return True
 
     def _depart(self, at: EndpointName, prefill_at: EndpointName, cached_tokens: int) -> None:
         self._at = at

@@ -1,0 +1,1 @@
+"""What both front doors of the router share: requests read, tokenized, admitted, decided; answers watched; decisions shown."""

@@ -1,0 +1,141 @@
+"""From a request to where it goes: read, tokenized within its budget, admitted, decided. Both front doors do this alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from kvatlas.errors import RouteError, TokenizationError
+from kvatlas.route.decision import Decision
+from kvatlas.route.endpoint import Endpoint
+from kvatlas.route.outcome import Outcome
+from kvatlas.route.request import RouteRequest
+from kvatlas.route.router import Flight, Router
+from kvatlas.serve.routing.asked import DESTINATION, DP_RANK, ENCODERS, PREFILLER, REQUEST_ID, Asked, read_request
+from kvatlas.serve.routing.metrics import RoutingMetrics
+from kvatlas.tokens.tokenization import Tokenization, Waiting
+
+
+class Admission(Protocol):
+    """Says when a request may be decided."""
+
+    async def admit(self, request: RouteRequest, body_bytes: int) -> None:
+        """Return when it may. Raises RouteError where it may not; cancelling gives its place up."""
+        ...
+
+    def changed(self) -> None:
+        """A request ended, or an engine said something: who waits may get a turn."""
+        ...
+
+
+class RoutingBounds(msgspec.Struct, frozen=True):
+    """What a request may cost before it is decided."""
+
+    tokens_timeout_s: float = 0.4
+    """How long its tokens may take; without them it is routed by load and history."""
+    priorities: Mapping[str, int] = {}
+    """By objective (header x-llm-d-inference-objective)."""
+
+
+class Dispatcher:
+    """Turns requests into trips. Runs in one event loop."""
+
+    def __init__(
+        self,
+        router: Router,
+        tokenization: Tokenization,
+        admission: Admission,
+        metrics: RoutingMetrics,
+        bounds: RoutingBounds = RoutingBounds(),  # noqa: B008  # frozen
+    ) -> None:
+        self.router = router
+        self.metrics = metrics
+        self.admission = admission
+        self._tokenization = tokenization
+        self._bounds = bounds
+        waiting = tokenization.waiting
+        self._waiting = Waiting(waiting.policy, waiting.budget_s, min(waiting.timeout_s, bounds.tokens_timeout_s))
+
+    async def dispatch(self, path: str, headers: Mapping[str, str], body: bytes, subset: frozenset[str] | None = None) -> Trip:
+        """Return where a request goes; from then on it counts as in flight, and the trip has to be finished.
+
+        ``headers`` by lower-case name. Raises RequestError (400) for what cannot be routed, RouteError for what goes nowhere.
+        """
+        began_s = time.perf_counter()
+        asked = read_request(path, headers, body, subset=subset, priorities=self._bounds.priorities)
+        read_s = time.perf_counter()
+        request = await self._with_tokens(asked)
+        told_s = time.perf_counter()
+        try:
+            await self.admission.admit(request, len(body))
+            admitted_s = time.perf_counter()
+            flight = self.router.decide(request)
+        except RouteError as error:
+            self.metrics.dropped(error)
+            raise
+        self.metrics.decided(flight.decision)
+        self.metrics.stages(read_s - began_s, told_s - read_s, admitted_s - told_s, time.perf_counter() - admitted_s)
+        return Trip(self, asked, flight)
+
+    async def _with_tokens(self, asked: Asked) -> RouteRequest:
+        request = asked.request
+        if asked.prompt is None:
+            return request
+        try:
+            told = await self._tokenization.ask(asked.prompt, self._waiting).wait()
+        except TokenizationError as error:
+            self.metrics.without_tokens(error.reason.value)
+            return msgspec.structs.replace(request, tokens_problem=error.reason.value)
+        return msgspec.structs.replace(
+            request, token_ids=told.token_ids, tokens_complete=told.complete, multimodal=told.multimodal
+        )
+
+
+class Trip:
+    """A request on its way to an engine and back. Has to be finished once, whatever happens."""
+
+    def __init__(self, dispatcher: Dispatcher, asked: Asked, flight: Flight) -> None:
+        self.asked = asked
+        self._dispatcher = dispatcher
+        self._flight = flight
+
+    @property
+    def decision(self) -> Decision:
+        return self._flight.decision
+
+    def request_headers(self) -> dict[str, str]:
+        """Return the headers to set on the request that is sent to the target."""
+        decision = self.decision
+        headers = {
+            DESTINATION: ",".join(target.authority for target in decision.targets),
+            REQUEST_ID: self.asked.request.id,
+        }
+        if decision.target.names_rank:
+            headers[DP_RANK] = str(decision.target.dp_rank)
+        if decision.prefill is not None:
+            headers[PREFILLER] = decision.prefill.authority
+        if decision.encoders:
+            headers[ENCODERS] = ",".join(encoder.authority for encoder in decision.encoders)
+        return headers
+
+    def response_headers(self) -> dict[str, str]:
+        """Return the headers that plugins put on the response."""
+        return self._dispatcher.router.response_headers(self.decision)
+
+    def moved(self, endpoint: Endpoint) -> None:
+        """The request is sent to another endpoint instead."""
+        self._dispatcher.metrics.retried()
+        self._flight.moved(endpoint.name)
+
+    def first_token(self, ttft_s: float) -> None:
+        """The first token came, so many seconds after the request was sent."""
+        self._flight.first_token(ttft_s)
+
+    def finished(self, outcome: Outcome) -> None:
+        """The request ended. Later calls do nothing."""
+        if self._flight.finished(outcome):
+            self._dispatcher.metrics.finished(self.decision, self._flight.endpoint, outcome)
+            self._dispatcher.admission.changed()
