@@ -123,6 +123,10 @@ class Flight:
         """Who has the request now."""
         return self._at
 
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
     def moved(self, endpoint: EndpointName) -> None:
         """The request is sent to another endpoint instead (a retry). Nothing is taken to be cached there."""
         with self._router._lock:
