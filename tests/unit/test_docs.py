@@ -169,6 +169,7 @@ ALLOWED_IMPORTS = {
     "ingest": {"index", "keys", "config", "observe", "types", "errors", "proto"},
     "indexer": {"ingest", "index", "score", "keys", "config", "observe", "results", "types", "errors"},
     "route": {"indexer", "index", "score", "keys", "config", "results", "types", "errors"},
+    "discovery": {"route", "tokens", "config", "observe", "types", "errors", "proto"},
     "cache_scorer": {"indexer", "keys", "results", "types"},
 }
 """What ARCHITECTURE.md says of imports. Modules that are not here are edges, and may import all of these."""

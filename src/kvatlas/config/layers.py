@@ -27,7 +27,7 @@ from kvatlas.config.values import (
 )
 from kvatlas.errors import ConfigError
 
-__all__ = ["Secret", "SettingDoc", "build", "describe", "env_name", "read_layers"]
+__all__ = ["Secret", "SettingDoc", "build", "describe", "env_name", "parse_yaml", "read_layers"]
 
 _ENV_PREFIX = "KVATLAS_"
 _FILE_BYTES_MAX = 4 << 20
@@ -184,7 +184,7 @@ def _put(tree: Tree, setting: str, value: Any) -> None:
 def _read_text(annotation: Any, text: str, path: str) -> Any:
     """Return what a variable's or override's text stands for: itself where text is expected, else YAML."""
     literal, value = of_text(annotation, text)
-    return value if literal else _parse_yaml(text, path)
+    return value if literal else parse_yaml(text, path)
 
 
 def _from_environment(root: type[msgspec.Struct], environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str, str]]:
@@ -239,7 +239,7 @@ def _read_file(file: Path) -> Tree:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(str(file), f"is not UTF-8 at byte {error.start}", "a YAML file in UTF-8") from None
-    tree = _parse_yaml(text, str(file))
+    tree = parse_yaml(text, str(file))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -247,7 +247,8 @@ def _read_file(file: Path) -> Tree:
     return tree
 
 
-def _parse_yaml(text: str, path: str) -> Any:
+def parse_yaml(text: str, path: str) -> Any:
+    """Return what YAML (or JSON) says. ConfigError at ``path`` for bad syntax, doubled keys and references."""
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506  # a SafeLoader that also refuses doubled keys
     except (yaml.YAMLError, RecursionError, ValueError) as error:

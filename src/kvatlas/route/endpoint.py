@@ -31,6 +31,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Several ranks share the address: requests name theirs in the header ``X-data-parallel-rank``."""
     engine: Literal["vllm", "sglang"] = "vllm"
     tls: bool = False
+    metrics_host: str | None = None
+    """``host:port`` of its metrics, where that is another than of its requests."""
 
     @property
     def authority(self) -> str:
@@ -40,6 +42,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def url(self) -> str:
         return f"{'https' if self.tls else 'http'}://{self.authority}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.metrics_host or self.authority}/metrics"
 
     @property
     def stream(self) -> Stream:

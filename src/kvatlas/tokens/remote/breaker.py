@@ -23,7 +23,16 @@ class Breaker:
     ``clock`` returns seconds that never fall. May be used from several threads; does no IO.
     """
 
-    def __init__(self, failures_max: int, retry_after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        failures_max: int,
+        retry_after_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        turned: Callable[[BreakerState], None] = lambda _state: None,
+    ) -> None:
+        """``turned``: told when it opens (also again) and closes, by the thread that reported."""
+        self._turned = turned
         self._failures_max = failures_max
         self._retry_after_s = retry_after_s
         self._clock = clock
@@ -37,6 +46,13 @@ class Breaker:
     def state(self) -> BreakerState:
         with self._lock:
             return self._state()
+
+    @property
+    def passable(self) -> bool:
+        """Whether a call may pass now."""
+        with self._lock:
+            state = self._state()
+            return state is BreakerState.CLOSED or (state is BreakerState.HALF_OPEN and not self._trial)
 
     @property
     def retry_in_s(self) -> float:
@@ -65,20 +81,26 @@ class Breaker:
             if era != self._era:
                 return
             self._failures = 0
-            if self._opened_at is not None:
+            closes = self._opened_at is not None
+            if closes:
                 self._opened_at = None
                 self._trial = False
                 self._era += 1
+        if closes:
+            self._turned(BreakerState.CLOSED)
 
     def _failed(self, era: int) -> None:
         with self._lock:
             if era != self._era:
                 return
             self._failures += 1
-            if self._opened_at is not None or self._failures >= self._failures_max:
+            opens = self._opened_at is not None or self._failures >= self._failures_max
+            if opens:
                 self._opened_at = self._clock()
                 self._trial = False
                 self._era += 1
+        if opens:
+            self._turned(BreakerState.OPEN)
 
     def _left(self, era: int) -> None:
         with self._lock:
