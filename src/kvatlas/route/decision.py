@@ -74,5 +74,6 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         found = next(iter(self.matches.values()), None)
         if found is None:
             return None
-        tokens = found.of(self.computes_prompt.name).tokens
+        match = found.of(self.computes_prompt.name)
+        tokens = match.tokens if match.cached_tokens is None else match.cached_tokens
         return min(tokens, max(0, self.request.prompt_tokens - 1))

@@ -24,7 +24,7 @@ class PrefixMatch(msgspec.Struct, frozen=True):
     """What one endpoint holds of a prompt: a prefix without gaps."""
 
     tokens: int
-    """In whole blocks. The last token of a prompt may be among them, though an engine computes that always."""
+    """In whole blocks, or up to the prompt's end. The last token of a prompt may be among them, though an engine computes that always."""
     source: MatchSource
     tiers: Mapping[Tier, int] = {}
     """Tokens by the tier they would be read from; empty: all in GPU memory."""
@@ -32,6 +32,15 @@ class PrefixMatch(msgspec.Struct, frozen=True):
     """Of these, how many rest on a decision that no event has confirmed yet."""
     stale: StaleReason | None = None
     """Why events may be missing, where they may."""
+    cached_tokens: int | None = None
+    """What the engine will report as cached, where that is known: it computes the last token always, and reports whole blocks."""
+    worth_tokens: int | None = None
+    """The same tokens weighted by tier and by staleness, in whole blocks; None: each counts in full."""
+
+    @property
+    def worth(self) -> int:
+        """What the match is worth, in tokens of GPU memory that is known for sure."""
+        return self.tokens if self.worth_tokens is None else self.worth_tokens
 
 
 NO_MATCH = PrefixMatch(0, MatchSource.HISTORY)
