@@ -24,7 +24,7 @@ class PrefixMatch(msgspec.Struct, frozen=True):
     """What one endpoint holds of a prompt: a prefix without gaps."""
 
     tokens: int
-    """In whole blocks, or up to the prompt's end. The last token of a prompt may be among them, though an engine computes that always."""
+    """In whole blocks, or up to the prompt's end. The last token may be among them, though an engine computes that always."""
     source: MatchSource
     tiers: Mapping[Tier, int] = {}
     """Tokens by the tier they would be read from; empty: all in GPU memory."""
@@ -33,7 +33,7 @@ class PrefixMatch(msgspec.Struct, frozen=True):
     stale: StaleReason | None = None
     """Why events may be missing, where they may."""
     cached_tokens: int | None = None
-    """What the engine will report as cached, where that is known: it computes the last token always, and reports whole blocks."""
+    """What the engine will report as cached, where that is known: whole blocks of its own, and never the last token."""
     worth_tokens: int | None = None
     """The same tokens weighted by tier and by staleness, in whole blocks; None: each counts in full."""
 
