@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
 from kvatlas.errors import RequestError
+from kvatlas.route.router import Router
 from kvatlas.serve.edge import CLIENT_GONE, Edge
 from kvatlas.serve.faults import JSON, TooLargeError, add_fault_handlers
 from kvatlas.serve.gate import Gate
@@ -28,7 +29,8 @@ from kvatlas.serve.prompts import (
     asked_prompt,
     has_prompt,
 )
-from kvatlas.serve.queries import ServedIndex, checked_keys, key_text
+from kvatlas.serve.queries import ServedIndex, checked_keys, key_text, known_parameters
+from kvatlas.serve.routing.http import RoutingRoutes
 from kvatlas.serve.schema import (
     BlockAnswer,
     CandidatesAnswer,
@@ -50,8 +52,10 @@ Answer: TypeAlias = msgspec.Struct | dict[PodId, float]
 _OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")
 
 
-def build_app(indexer: ServedIndex, tokenization: Tokenization, gate: Gate | None = None) -> FastAPI:
-    """Return the API over an index. ``gate``: shared with gRPC where that is served too. Does no IO."""
+def build_app(
+    indexer: ServedIndex, tokenization: Tokenization, gate: Gate | None = None, router: Router | None = None
+) -> FastAPI:
+    """Return the API over an index. ``gate``: shared with gRPC where that is there; ``router``: whose decisions to show."""
     api = indexer.config.api
     prompts = Prompts(indexer.config, tokenization, indexer.metrics)
     routes = _Routes(indexer, prompts, gate or Gate(api.concurrency_max))
@@ -74,6 +78,9 @@ def build_app(indexer: ServedIndex, tokenization: Tokenization, gate: Gate | Non
         ("GET", "/readyz", routes.ready),
         ("GET", "/metrics", routes.metrics),
     ]
+    if router is not None:
+        decisions = RoutingRoutes(router)
+        endpoints += [("GET", "/v1/decisions", decisions.decisions), ("GET", "/v1/endpoints", decisions.endpoints)]
     for method, path, endpoint in endpoints:
         app.add_api_route(
             path,
@@ -130,7 +137,7 @@ class _Routes:
 
     async def pods(self, request: Request) -> Response:
         """Show every event stream: is it fresh, how much does it hold, how far behind is it."""
-        _known_parameters(request, frozenset())
+        known_parameters(request.query_params, frozenset())
         with self._gate.admit() as slot:
             answer = await slot.run(lambda: msgspec.json.encode(PodsAnswer(tuple(self._indexer.pods()))))
         return Response(answer, media_type=JSON)
@@ -157,7 +164,7 @@ class _Routes:
 
     async def _query(self, request: Request, read: Callable[[bytes], Question[Answer]]) -> Response:
         """Read the body within bounds; decode it, ask the index and encode in a thread."""
-        _known_parameters(request, frozenset())
+        known_parameters(request.query_params, frozenset())
         with self._gate.admit() as slot:
             try:
                 body = await _read(request, self._limits.body_bytes_max)
@@ -228,7 +235,7 @@ async def _read(request: Request, limit_bytes: int) -> bytes:
 
 def _locality_from_url(request: Request) -> LocalityBody:
     names = frozenset({"keys", "token_ids", "text", "model", "lora_name", "cache_salt", "pods"})
-    _known_parameters(request, names)
+    known_parameters(request.query_params, names)
     given = {name: ",".join(request.query_params.getlist(name)) for name in names if name in request.query_params}
     lists = {name: _split(given[name]) for name in ("keys", "pods") if name in given}
     tokens = {"token_ids": [_token(text) for text in _split(given["token_ids"])]} if "token_ids" in given else {}
@@ -244,10 +251,3 @@ def _token(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 10):
         raise RequestError("token_ids", f"{text!r:.40} is not a token id", "give integers with commas between them")
     return int(text)
-
-
-def _known_parameters(request: Request, names: frozenset[str]) -> None:
-    for name in request.query_params:
-        if name not in names:
-            allowed = f"parameters: {', '.join(sorted(names))}" if names else "this path has no URL parameters"
-            raise RequestError(f"{name:.80}", "is no parameter here", allowed)

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from kvatlas.results import ScoreResult
+from kvatlas.serve.routing.explain import DecisionsAnswer, EndpointsAnswer
 from kvatlas.serve.schema import (
     CandidatesAnswer,
     CandidatesBody,
@@ -36,6 +37,8 @@ _BODIES = (
     CandidatesAnswer,
     LocalityAnswer,
     PodsAnswer,
+    DecisionsAnswer,
+    EndpointsAnswer,
     HealthAnswer,
     ErrorAnswer,
 )
@@ -102,6 +105,54 @@ _STREAM = {
     "restarts": 0,
     "last_event_age_s": 0.021,
     "source": "tcp://10.0.0.7:5557",
+}
+_LOAD = {
+    "in_flight_requests": 2,
+    "in_flight_tokens": 9216,
+    "in_flight_prefill_tokens": 512,
+    "waiting": 0,
+    "running": 3,
+    "kv_usage": 0.41,
+}
+_ENDPOINT = {
+    "endpoint": "default/llama-0",
+    "address": "10.0.0.7:8000",
+    "pod": "10.0.0.7:8000",
+    "dp_rank": 0,
+    "labels": {"llm-d.ai/role": "decode"},
+    "load": _LOAD,
+}
+_DECISION = {
+    "id": "6f1c0a52-4f0e-4b51-9d5e-1a0c8e0f5d11",
+    "at_s": 1763800000.25,
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "prompt_tokens": 5000,
+    "endpoint": "default/llama-0",
+    "address": "10.0.0.7:8000",
+    "why": "default/llama-0 holds 4096 of 5000 tokens, as much as anybody (events)",
+    "predicted_cached_tokens": 4096,
+    "outcome": {"end": "done", "ttft_s": 0.061, "duration_s": 2.4, "prompt_tokens": 5000, "cached_tokens": 4096},
+    "took_us": 85.2,
+    "notes": [],
+    "prefill": None,
+    "encoders": [],
+    "profiles": [
+        {
+            "profile": "default",
+            "dropped": {},
+            "candidates": [
+                {
+                    "endpoint": "default/llama-0",
+                    "address": "10.0.0.7:8000",
+                    "match": {"tokens": 4096, "matched_by": "events", "tiers": {"gpu": 4096}},
+                    "load": _LOAD,
+                    "scores": {"expected-ttft-scorer": {"score": 0.94, "weight": 1.0}},
+                    "total": 0.94,
+                    "picked": True,
+                }
+            ],
+        }
+    ],
 }
 _FAULTS = {
     "400": ("The body is no JSON.", "body", "is no JSON: Input data was truncated", "send one JSON object in UTF-8"),
@@ -236,6 +287,19 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     "pods": {
         "tags": ["operations"],
         "responses": _answers(PodsAnswer, {"pods": [_STREAM]}, ("401", "422", "503", "504")),
+    },
+    "decisions": {
+        "tags": ["routing"],
+        "parameters": [
+            _parameter("id", "The decision for this request (x-request-id) only.", "6f1c0a52-..."),
+            _parameter("endpoint", "Only requests sent to this endpoint: its name or ip:port.", "default/llama-0"),
+            _parameter("limit", "At most this many.", "20"),
+        ],
+        "responses": _answers(DecisionsAnswer, {"decisions": [_DECISION]}, ("401", "422")),
+    },
+    "endpoints": {
+        "tags": ["routing"],
+        "responses": _answers(EndpointsAnswer, {"endpoints": [_ENDPOINT]}, ("401", "422")),
     },
     "health": {"tags": ["operations"], "security": [], "responses": _answers(HealthAnswer, {"status": "ok"}, ())},
     "ready": {

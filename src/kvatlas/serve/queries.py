@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from kvatlas.config import ApiSettings, Config
@@ -82,6 +82,14 @@ def checked_keys(limits: ApiSettings, keys: Sequence[int | str]) -> list[BlockKe
     if len(keys) > limits.keys_max:
         raise RequestError("keys", f"{len(keys)} keys are more than api.keysMax ({limits.keys_max})", "ask in several requests")
     return [_key(value, position) for position, value in enumerate(keys)]
+
+
+def known_parameters(given: Iterable[str], names: frozenset[str]) -> None:
+    """Check the parameters of a URL. Raises RequestError for one that has none of these names."""
+    for name in given:
+        if name not in names:
+            allowed = f"parameters: {', '.join(sorted(names))}" if names else "this path has no URL parameters"
+            raise RequestError(f"{name:.80}", "is no parameter here", allowed)
 
 
 def key_text(key: BlockKey) -> str:

@@ -1,0 +1,251 @@
+"""A decision as people and programs read it: who could have had the request, what each held and scored, and how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from kvatlas.route.cycle import Candidate
+from kvatlas.route.decision import Decision, ProfileRun
+from kvatlas.route.endpoint import Endpoint
+from kvatlas.route.load import Load
+from kvatlas.route.log import Logged
+from kvatlas.route.matches import PrefixMatch, PrefixMatches
+from kvatlas.route.router import Router
+from kvatlas.types import Tier
+
+
+class MatchShown(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an endpoint held of the prompt."""
+
+    tokens: int
+    matched_by: str
+    """events: the engine said so. history: it was routed there before."""
+    tiers: Mapping[Tier, int] = {}
+    speculative_tokens: int = 0
+    stale: str | None = None
+
+
+class LoadShown(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How busy an endpoint was."""
+
+    in_flight_requests: int
+    in_flight_tokens: int
+    in_flight_prefill_tokens: int
+    waiting: int | None = None
+    running: int | None = None
+    kv_usage: float | None = None
+
+
+class ScoreShown(msgspec.Struct, frozen=True):
+    """What one scorer gave."""
+
+    score: float
+    weight: float
+
+
+class CandidateShown(msgspec.Struct, frozen=True):
+    """One endpoint that a profile could choose."""
+
+    endpoint: str
+    address: str
+    match: MatchShown
+    load: LoadShown
+    scores: Mapping[str, ScoreShown]
+    total: float
+    picked: bool
+
+
+class ProfileShown(msgspec.Struct, frozen=True):
+    """One profile's choice; ``candidates`` best first."""
+
+    profile: str
+    dropped: Mapping[str, tuple[str, ...]]
+    """By filter."""
+    candidates: tuple[CandidateShown, ...]
+
+
+class EndpointShown(msgspec.Struct, frozen=True):
+    """One endpoint of the pool."""
+
+    endpoint: str
+    address: str
+    pod: str
+    dp_rank: int
+    labels: Mapping[str, str]
+    load: LoadShown
+
+
+class EndpointsAnswer(msgspec.Struct, frozen=True):
+    """Everyone a request could be sent to."""
+
+    endpoints: tuple[EndpointShown, ...]
+
+
+class OutcomeShown(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the request went; ``end`` None: it is on its way."""
+
+    end: str | None = None
+    sent_to_instead: tuple[str, ...] = ()
+    ttft_s: float | None = None
+    duration_s: float | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class DecisionShown(msgspec.Struct, frozen=True):
+    """One decision."""
+
+    id: str
+    at_s: float
+    model: str
+    prompt_tokens: int
+    endpoint: str
+    address: str
+    why: str
+    predicted_cached_tokens: int | None
+    outcome: OutcomeShown
+    took_us: float
+    notes: tuple[str, ...]
+    prefill: str | None
+    encoders: tuple[str, ...]
+    profiles: tuple[ProfileShown, ...]
+
+
+class DecisionsAnswer(msgspec.Struct, frozen=True):
+    """Decisions, newest first."""
+
+    decisions: tuple[DecisionShown, ...]
+
+
+def endpoints_shown(router: Router) -> EndpointsAnswer:
+    """Return the pool with how busy everyone is."""
+    return EndpointsAnswer(
+        tuple(
+            EndpointShown(one.name, one.authority, one.pod, one.dp_rank, one.labels, _load(router.load(one.name)))
+            for one in sorted(router.endpoints, key=lambda one: one.name)
+        )
+    )
+
+
+def shown(logged: Logged) -> DecisionShown:
+    """Return a decision with what became of it."""
+    decision = logged.decision
+    request = decision.request
+    notes = decision.notes
+    if request.tokens_problem is not None:
+        notes = (*notes, f"its tokens were not known: {request.tokens_problem}")
+    elif not request.tokens_complete:
+        notes = (*notes, "only its first tokens were known")
+    return DecisionShown(
+        id=request.id,
+        at_s=decision.at_s,
+        model=request.model,
+        prompt_tokens=request.prompt_tokens,
+        endpoint=decision.target.name,
+        address=decision.target.authority,
+        why=why(decision),
+        predicted_cached_tokens=decision.predicted_cached_tokens,
+        outcome=_outcome(logged),
+        took_us=round(decision.took_s * 1e6, 1),
+        notes=notes,
+        prefill=_name(decision.prefill),
+        encoders=tuple(encoder.name for encoder in decision.encoders),
+        profiles=tuple(_profile(run, decision) for run in decision.runs.values() if run is not None),
+    )
+
+
+def why(decision: Decision) -> str:
+    """Return the reason in one sentence."""
+    target = decision.computes_prompt
+    others = max((len(run.candidates) for run in decision.runs.values() if run is not None), default=1) - 1
+    if others == 0:
+        return f"{target.name} was the only candidate"
+    found = first_matches(decision)
+    if found is None:
+        return f"{target.name} scored best of {others + 1}; nothing is known of the prompt's prefix"
+    held = found.of(target.name)
+    best_name, best = max(found.by_endpoint.items(), key=lambda item: item[1].tokens, default=(target.name, held))
+    if best.tokens == 0:
+        return f"{target.name} scored best of {others + 1}; nobody holds any of the prompt"
+    prompt = decision.request.prompt_tokens
+    if held.tokens == best.tokens:
+        return f"{target.name} holds {held.tokens} of {prompt} tokens, as much as anybody ({held.source.value})"
+    return (
+        f"{target.name} scored best with {held.tokens} of {prompt} tokens held; "
+        f"{best_name} holds {best.tokens} and was passed over"
+    )
+
+
+def first_matches(decision: Decision) -> PrefixMatches | None:
+    """Return what the first producer found, which is what predictions go by."""
+    return next(iter(decision.matches.values()), None)
+
+
+def _profile(run: ProfileRun, decision: Decision) -> ProfileShown:
+    picked = {candidate.name for candidate in run.picked}
+    found = first_matches(decision)
+    rows = []
+    for position, (candidate, total) in enumerate(zip(run.candidates, run.totals, strict=True)):
+        scores = {rating.scorer: ScoreShown(round(rating.scores[position], 6), rating.weight) for rating in run.ratings}
+        match = None if found is None else found.of(candidate.name)
+        rows.append(_candidate(candidate, match, scores, total, candidate.name in picked))
+    rows.sort(key=lambda row: (-row.picked, -row.total, row.endpoint))
+    return ProfileShown(run.profile, {dropped.filter: dropped.endpoints for dropped in run.dropped}, tuple(rows))
+
+
+def _candidate(
+    candidate: Candidate, match: PrefixMatch | None, scores: Mapping[str, ScoreShown], total: float, picked: bool
+) -> CandidateShown:
+    return CandidateShown(
+        endpoint=candidate.name,
+        address=candidate.endpoint.authority,
+        match=_match(match),
+        load=_load(candidate.load),
+        scores=scores,
+        total=round(total, 6),
+        picked=picked,
+    )
+
+
+def _match(match: PrefixMatch | None) -> MatchShown:
+    if match is None:
+        return MatchShown(0, "unknown")
+    stale = None if match.stale is None else match.stale.value
+    return MatchShown(
+        match.tokens, match.source.value if match.tokens else "none", match.tiers, match.speculative_tokens, stale
+    )
+
+
+def _load(load: Load) -> LoadShown:
+    report = load.report
+    flying = load.in_flight
+    return LoadShown(
+        in_flight_requests=flying.requests,
+        in_flight_tokens=flying.tokens,
+        in_flight_prefill_tokens=flying.prefill_tokens,
+        waiting=None if report is None else report.waiting,
+        running=None if report is None else report.running,
+        kv_usage=None if report is None else report.kv_usage,
+    )
+
+
+def _outcome(logged: Logged) -> OutcomeShown:
+    outcome = logged.outcome
+    if outcome is None:
+        return OutcomeShown(sent_to_instead=logged.moves, ttft_s=logged.ttft_s)
+    return OutcomeShown(
+        end=outcome.end.value,
+        sent_to_instead=logged.moves,
+        ttft_s=logged.ttft_s,
+        duration_s=outcome.duration_s,
+        prompt_tokens=outcome.prompt_tokens,
+        cached_tokens=outcome.cached_tokens,
+        output_tokens=outcome.output_tokens,
+    )
+
+
+def _name(endpoint: Endpoint | None) -> str | None:
+    return None if endpoint is None else endpoint.name

@@ -1,0 +1,56 @@
+"""Routes that show the router: its decisions, and whom it can send to."""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import Request
+from fastapi.responses import Response
+
+from kvatlas.errors import RequestError
+from kvatlas.route.router import Router
+from kvatlas.serve.faults import JSON
+from kvatlas.serve.queries import known_parameters
+from kvatlas.serve.routing.explain import DecisionsAnswer, endpoints_shown, shown
+
+DECISIONS_DEFAULT = 20
+DECISIONS_MAX = 1_000
+
+
+class RoutingRoutes:
+    """One method a route. Docstrings are shown in the API's documentation."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def decisions(self, request: Request) -> Response:
+        """Show the last decisions, newest first: who could have had each request, what each held and scored, how it went."""
+        known_parameters(request.query_params, frozenset({"id", "endpoint", "limit"}))
+        limit = _limit(request.query_params.get("limit"))
+        endpoint = request.query_params.get("endpoint")
+        wanted = request.query_params.get("id")
+        if wanted is not None:
+            logged = self._router.log.get(wanted)
+            if logged is None:
+                raise RequestError("id", f"no decision for {wanted!r:.80} is kept", "the last 1000 are; see /v1/decisions")
+            found = [logged]
+        else:
+            found = self._router.log.last(DECISIONS_MAX)
+        chosen = [one for one in found if endpoint in (None, one.decision.target.name, one.decision.target.authority)]
+        return _json(DecisionsAnswer(tuple(shown(one) for one in chosen[:limit])))
+
+    async def endpoints(self, request: Request) -> Response:
+        """Show everyone a request could be sent to, and how busy they are."""
+        known_parameters(request.query_params, frozenset())
+        return _json(endpoints_shown(self._router))
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return DECISIONS_DEFAULT
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= DECISIONS_MAX):
+        raise RequestError("limit", f"{text!r:.40} is no such number", f"1 to {DECISIONS_MAX}")
+    return int(text)
+
+
+def _json(answer: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(answer), media_type=JSON)
