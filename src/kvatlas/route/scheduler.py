@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from kvatlas.errors import NoEndpointError
+from kvatlas.errors import NoEndpointError, SaturatedError
 from kvatlas.route.cycle import Cycle
 from kvatlas.route.decision import Decision, ProfileRun
 from kvatlas.route.plugins import Producer, ProfileHandler
@@ -40,7 +40,7 @@ class Scheduler:
         self._failed = failed
 
     def decide(self, cycle: Cycle) -> Decision:
-        """Return where the request goes. Raises NoEndpointError where there is nobody."""
+        """Return where the request goes. Raises NoEndpointError where there is nobody, SaturatedError where all are busy."""
         began_s = time.perf_counter()
         if not cycle.candidates:
             raise NoEndpointError("no endpoint is in the pool, or the gateway's subset leaves none")
@@ -54,6 +54,8 @@ class Scheduler:
         conclusion = self._handler.conclude(cycle, runs)
         run = None if conclusion is None else runs.get(conclusion.primary)
         if conclusion is None or run is None:
+            if cycle.saturated:
+                raise SaturatedError("all endpoints that could take the request are at their limit")
             raise NoEndpointError(_why_nobody(runs))
         endpoints = {candidate.name: candidate.endpoint for candidate in cycle.candidates}
         return Decision(
