@@ -56,10 +56,13 @@ class PluginType(Protocol):
 
 @runtime_checkable
 class Producer(Protocol):
-    """Finds out what endpoints hold of a prompt, before profiles run."""
+    """Finds out what endpoints hold of a prompt, or how long they will take, before profiles run."""
 
     def produce(self, cycle: Cycle) -> None:
-        """Put a PrefixMatches into ``cycle.matches`` under the plugin's name. Where it raises, routing goes on without."""
+        """Put a PrefixMatches into ``cycle.matches``, or predictions into ``cycle.latencies``, under the plugin's name.
+
+        Where it raises, routing goes on without.
+        """
         ...
 
 
