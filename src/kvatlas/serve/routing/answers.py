@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-TAIL_BYTES_MAX = 64 << 10
-"""Of an answer only its end is kept: usage stands there."""
+TAIL_BYTES_MAX = 16 << 10
+"""Of an answer only its end is kept, this much or up to twice that: usage stands there."""
 
 USAGE_BYTES_MAX = 4 << 10
 
@@ -31,31 +31,30 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class AnswerReader:
-    """Takes an answer's body piece by piece."""
+    """Takes an answer's body piece by piece, however it is cut."""
 
-    __slots__ = ("_stream", "_tail", "_usage_seen", "started")
+    __slots__ = ("_stream", "_tail", "started")
 
     def __init__(self, *, stream: bool) -> None:
         """``stream``: whether the answer is one of server-sent events."""
         self._stream = stream
         self._tail = bytearray()
-        self._usage_seen = False
         self.started = False
         """Whether a token came: with the first event that carries data, or any byte of another answer."""
 
-    def feed(self, chunk: bytes) -> bool:
+    def feed(self, piece: bytes) -> bool:
         """Take a piece; return whether the first token came with it."""
-        first = not self.started and bool(chunk) and (not self._stream or b"data:" in chunk)
-        if first:
-            self.started = True
-        if self._stream:
-            # Each event is small; what matters is whether one of them carries usage.
-            if self._usage_seen or b'"usage"' in chunk:
-                self._usage_seen = True
-                self._keep(chunk)
-        else:
-            self._keep(chunk)
-        return first
+        self._tail += piece
+        if len(self._tail) > 2 * TAIL_BYTES_MAX:
+            del self._tail[:-TAIL_BYTES_MAX]
+        if self.started or not piece or (self._stream and b"data:" not in self._tail):
+            return False
+        self.started = True
+        return True
+
+    @property
+    def kept_bytes(self) -> int:
+        return len(self._tail)
 
     def usage(self) -> Usage:
         """Return what the end of the answer says."""
@@ -66,11 +65,6 @@ class AnswerReader:
             cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, dict) else None,
             output_tokens=_count(usage.get("completion_tokens", usage.get("output_tokens"))),
         )
-
-    def _keep(self, chunk: bytes) -> None:
-        self._tail += chunk
-        if len(self._tail) > TAIL_BYTES_MAX:
-            del self._tail[: len(self._tail) - TAIL_BYTES_MAX]
 
 
 def _last_usage(tail: bytearray) -> dict[str, Any]:
