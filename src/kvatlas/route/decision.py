@@ -9,6 +9,7 @@ import msgspec
 from kvatlas.route.cycle import Candidate
 from kvatlas.route.endpoint import Endpoint, EndpointName
 from kvatlas.route.matches import PrefixMatches
+from kvatlas.route.plugins import ExplainedScores
 from kvatlas.route.request import RouteRequest
 
 
@@ -26,6 +27,8 @@ class Rating(msgspec.Struct, frozen=True):
     weight: float
     scores: tuple[float, ...]
     """Clamped to 0 to 1, not weighted."""
+    explained: ExplainedScores | None = None
+    """What they were made of, where the scorer says it: ``explained.parts(at)`` for candidate number ``at`` of the run."""
 
 
 class ProfileRun(msgspec.Struct, frozen=True, kw_only=True):

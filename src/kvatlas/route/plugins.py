@@ -80,8 +80,19 @@ class Scorer(Protocol):
     """Rates candidates."""
 
     def score(self, cycle: Cycle, candidates: Sequence[Candidate]) -> Sequence[float]:
-        """Return one number a candidate, in their order; what lies outside of 0 to 1 is clamped."""
+        """Return one number a candidate, in their order; what lies outside of 0 to 1 is clamped.
+
+        Return :class:`ExplainedScores` where there is more to say about them.
+        """
         ...
+
+
+class ExplainedScores(list[float]):
+    """Scores that can say what they were made of. They stay with the decision: keep nothing large in them."""
+
+    def parts(self, at: int) -> Mapping[str, float | str]:
+        """Return what candidate number ``at`` got its score for; units are last in the names. Written out when somebody looks."""
+        raise NotImplementedError
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ import msgspec
 
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Dropped, ProfileRun, Rating
-from kvatlas.route.plugins import Filter, Picker, Scorer
+from kvatlas.route.plugins import ExplainedScores, Filter, Picker, Scorer
 
 
 class NamedFilter(msgspec.Struct, frozen=True):
@@ -49,9 +49,11 @@ class Profile(msgspec.Struct, frozen=True):
         totals = [0.0] * len(candidates)
         ratings = []
         for scorer in self.scorers:
-            scores = [_clamped(score) for score in scorer.plugin.score(cycle, candidates)]
+            scored = scorer.plugin.score(cycle, candidates)
+            scores = [_clamped(score) for score in scored]
             assert len(scores) == len(candidates), f"{scorer.name} scored {len(scores)} of {len(candidates)} candidates"
-            ratings.append(Rating(scorer.name, scorer.weight, tuple(scores)))
+            explained = scored if isinstance(scored, ExplainedScores) else None
+            ratings.append(Rating(scorer.name, scorer.weight, tuple(scores), explained))
             totals = [total + score * scorer.weight for total, score in zip(totals, scores, strict=True)]
         picked = self.picker.pick(cycle, candidates, totals)
         return ProfileRun(
