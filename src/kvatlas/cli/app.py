@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kvatlas.cli import doctor, pods, record, replay, score, serve, tokenizer
+from kvatlas.cli import doctor, explain, pods, record, replay, score, serve, tokenizer
 from kvatlas.cli.screen import show_error
 from kvatlas.errors import KvatlasError
 
@@ -23,7 +23,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they would print local variables: prompts among them
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (serve.serve, score.score, pods.pods, record.record, replay.replay, doctor.doctor, tokenizer.tokenizer):
+for command in (
+    serve.serve,
+    score.score,
+    explain.explain,
+    pods.pods,
+    record.record,
+    replay.replay,
+    doctor.doctor,
+    tokenizer.tokenizer,
+):
     app.command(no_args_is_help=command in (record.record, replay.replay, score.score))(command)
 
 

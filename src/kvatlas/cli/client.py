@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import httpx
 import msgspec
 
 from kvatlas.errors import RequestError
 from kvatlas.results import PodStatus, ScoreResult
+from kvatlas.serve.routing.explain import DecisionsAnswer, DecisionShown
 from kvatlas.serve.schema import ErrorAnswer, HealthAnswer, LocalityAnswer, PodsAnswer
 
 TIMEOUT_S = 30.0
@@ -38,6 +40,13 @@ class ServiceClient:
         content = self._ask("GET", "/v1/pods").content
         return self._read(content, PodsAnswer).pods, content
 
+    def decisions(self, request_id: str | None, endpoint: str | None, limit: int) -> tuple[tuple[DecisionShown, ...], bytes]:
+        """Return the router's last decisions, or the one for a request; read and as they came."""
+        given = {"id": request_id, "endpoint": endpoint, "limit": str(limit)}
+        query = urlencode({name: value for name, value in given.items() if value is not None})
+        content = self._ask("GET", f"/v1/decisions?{query}").content
+        return self._read(content, DecisionsAnswer).decisions, content
+
     def metrics(self) -> str:
         """Return the metrics' text."""
         return self._ask("GET", "/metrics").text
@@ -56,6 +65,8 @@ class ServiceClient:
         response = self._send(method, path, body)
         if response.status_code == httpx.codes.OK:
             return response
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise RequestError(self.url, f"has no {path.partition('?')[0]}", "is it a `kvatlas route`, and of this version?")
         if response.status_code == httpx.codes.UNAUTHORIZED:
             raise RequestError(self.url, "wants a bearer token, or another one", "give --token or set KVATLAS_API_TOKEN")
         try:
