@@ -91,7 +91,7 @@ class ExplainedScores(list[float]):
     """Scores that can say what they were made of. They stay with the decision: keep nothing large in them."""
 
     def parts(self, at: int) -> Mapping[str, float | str]:
-        """Return what candidate number ``at`` got its score for; units are last in the names. Written out when somebody looks."""
+        """Return what candidate number ``at`` got its score for; units last. Written out when somebody looks."""
         raise NotImplementedError
 
 
