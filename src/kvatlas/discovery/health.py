@@ -19,7 +19,7 @@ from kvatlas.tokens.remote.breaker import Breaker, BreakerState, Turn
 
 
 class HealthState(enum.Enum):
-    """``HEALTHY``: in rotation. ``FAILING``: requests failed. ``TRIAL``: they did, and one may try. ``UNREACHABLE``: polls fail."""
+    """``HEALTHY``: in rotation. ``FAILING``: requests fail. ``TRIAL``: one may try again. ``UNREACHABLE``: polls fail."""
 
     HEALTHY = "healthy"
     FAILING = "failing"
