@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from kvatlas.route.endpoint import Endpoint
 from kvatlas.types import MultimodalItem
 
 
@@ -42,6 +43,10 @@ class RouteRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Addresses (``ip`` or ``ip:port``) that the gateway allows; None: all, empty: none."""
     if_cached: bool = False
     """``Prefer: if-available``: to be refused where no endpoint holds any of the prompt."""
+
+    def allows(self, endpoint: Endpoint) -> bool:
+        """Whether the gateway lets the request go there."""
+        return self.subset is None or endpoint.address in self.subset or endpoint.authority in self.subset
 
     @property
     def prompt_tokens(self) -> int:

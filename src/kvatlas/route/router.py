@@ -13,7 +13,7 @@ from __future__ import annotations
 import random as random_module
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kvatlas.errors import NoCachedPrefixError, NoEndpointError
 from kvatlas.route.cycle import Candidate, Cycle
@@ -63,6 +63,11 @@ class Router:
         with self._lock:
             return self._loads.of(endpoint)
 
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Return everyone with their load, as a decision would see them now."""
+        with self._lock:
+            return self._with_loads(self._endpoints.values())
+
     def set_endpoints(self, endpoints: Sequence[Endpoint]) -> None:
         """Replace the pool. What is known of those that stay is kept; of those that go it is dropped."""
         with self._lock:
@@ -101,9 +106,12 @@ class Router:
     def _candidates(self, request: RouteRequest) -> tuple[Candidate, ...]:
         endpoints = list(self._endpoints.values())
         if request.subset is not None:
-            endpoints = [one for one in endpoints if one.address in request.subset or one.authority in request.subset]
+            endpoints = [one for one in endpoints if request.allows(one)]
             if not endpoints:
                 raise NoEndpointError(f"none of the {len(self._endpoints)} endpoints is in the gateway's subset")
+        return self._with_loads(endpoints)
+
+    def _with_loads(self, endpoints: Iterable[Endpoint]) -> tuple[Candidate, ...]:
         return tuple(Candidate(endpoint, self._loads.of(endpoint.name)) for endpoint in endpoints)
 
 

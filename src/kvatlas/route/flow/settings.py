@@ -33,6 +33,13 @@ class SaturationDetectorRef(msgspec.Struct, frozen=True, forbid_unknown_fields=T
         return self.plugin_ref or DEFAULT_DETECTOR
 
 
+class BandLimits(msgspec.Struct, frozen=True):
+    """How much may wait in one band."""
+
+    requests: int
+    bytes: int
+
+
 class PriorityBand(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """What requests of one priority, or a template for priorities without a band of their own, may do."""
 
@@ -50,12 +57,10 @@ class PriorityBand(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     def __post_init__(self) -> None:
         self.limits()
 
-    def limits(self) -> Limits:
+    def limits(self) -> BandLimits:
         """Return what may wait here."""
-        return Limits(
-            _quantity("maxRequests", self.max_requests) or BAND_REQUESTS_MAX,
-            _quantity("maxBytes", self.max_bytes) or BAND_BYTES_MAX,
-        )
+        requests, size_bytes = _quantity("maxRequests", self.max_requests), _quantity("maxBytes", self.max_bytes)
+        return BandLimits(requests or BAND_REQUESTS_MAX, size_bytes or BAND_BYTES_MAX)
 
     @property
     def fairness_plugin(self) -> str:
@@ -87,15 +92,19 @@ class FlowControl(msgspec.Struct, frozen=True, forbid_unknown_fields=True, renam
     """Read for compatibility: requests that were dispatched are never taken back."""
 
     def __post_init__(self) -> None:
-        _ = self.limits, self.request_ttl_s, self.no_endpoint_ttl_s
+        _ = self.requests_max, self.bytes_max, self.request_ttl_s, self.no_endpoint_ttl_s
         priorities = [band.priority for band in self.priority_bands]
         if twice := {priority for priority in priorities if priorities.count(priority) > 1}:
             raise ValueError(f"priorityBands has priority {min(twice)} twice; give each priority one band")
 
     @property
-    def limits(self) -> Limits:
-        """What may wait in all bands together."""
-        return Limits(_quantity("maxRequests", self.max_requests) or None, _quantity("maxBytes", self.max_bytes) or None)
+    def requests_max(self) -> int | None:
+        """How many requests may wait in all bands together; None: what the bands hold."""
+        return _quantity("maxRequests", self.max_requests) or None
+
+    @property
+    def bytes_max(self) -> int | None:
+        return _quantity("maxBytes", self.max_bytes) or None
 
     @property
     def request_ttl_s(self) -> float | None:
@@ -117,15 +126,10 @@ class FlowControl(msgspec.Struct, frozen=True, forbid_unknown_fields=True, renam
     def usage_limit_plugin(self) -> str:
         return self.usage_limit_policy_plugin_ref or DEFAULT_USAGE_LIMIT
 
-    def band(self, priority: int) -> PriorityBand:
-        """Return the band of a priority: its own, else a template."""
-        for band in self.priority_bands:
-            if band.priority == priority:
-                return band
-        template = self.default_priority_band
-        if priority < 0 and self.default_negative_priority_band is not None:
-            template = self.default_negative_priority_band
-        return msgspec.structs.replace(template or PriorityBand(), priority=priority)
+    def template(self, priority: int) -> PriorityBand:
+        """Return what holds for a priority that has no band of its own."""
+        negative = self.default_negative_priority_band if priority < 0 else None
+        return negative or self.default_priority_band or PriorityBand()
 
     def plugin_refs(self) -> tuple[str, ...]:
         """Return the names of all plugins that the section asks for; those of llm-d's defaults need no entry in ``plugins``."""
@@ -135,13 +139,6 @@ class FlowControl(msgspec.Struct, frozen=True, forbid_unknown_fields=True, renam
             if band is not None:
                 names += [band.fairness_plugin, band.ordering_plugin]
         return tuple(dict.fromkeys(names))
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """How much may wait. None: bounded elsewhere."""
-
-    requests: int | None
-    bytes: int | None
 
 
 def _quantity(field: str, value: Quantity | None) -> int:
