@@ -86,7 +86,7 @@ def read_request(
     prompt, token_ids, text = _prompt(path, model, body, envelope)
     estimated = 0 if prompt is None else estimate(prompt).tokens
     request = RouteRequest(
-        id=(headers.get(REQUEST_ID) or str(uuid.uuid4()))[:ID_CHARS_MAX],
+        id=request_id(headers),
         model=model,
         token_ids=token_ids,
         text=text,
@@ -101,6 +101,11 @@ def read_request(
         if_cached=headers.get("prefer", "").strip().lower() == "if-available",
     )
     return Asked(path=path, body=body, request=request, prompt=prompt, stream=envelope.stream)
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """Return a request's id; a new one where it has none."""
+    return (headers.get(REQUEST_ID) or str(uuid.uuid4()))[:ID_CHARS_MAX]
 
 
 def _envelope(body: bytes) -> Envelope:

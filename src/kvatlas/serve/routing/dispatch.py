@@ -14,7 +14,7 @@ from kvatlas.route.endpoint import Endpoint
 from kvatlas.route.outcome import Outcome
 from kvatlas.route.request import RouteRequest
 from kvatlas.route.router import Flight, Router
-from kvatlas.serve.routing.asked import DESTINATION, DP_RANK, ENCODERS, PREFILLER, REQUEST_ID, Asked, read_request
+from kvatlas.serve.routing.asked import DESTINATION, DP_RANK, ENCODERS, PREFILLER, REQUEST_ID, Asked, read_request, request_id
 from kvatlas.serve.routing.metrics import RoutingMetrics
 from kvatlas.tokens.tokenization import Tokenization, Waiting
 
@@ -79,6 +79,20 @@ class Dispatcher:
         self.metrics.decided(flight.decision)
         self.metrics.stages(read_s - began_s, told_s - read_s, admitted_s - told_s, time.perf_counter() - admitted_s)
         return Trip(self, asked, flight)
+
+    def dispatch_bare(self, path: str, headers: Mapping[str, str], subset: frozenset[str] | None = None) -> Trip:
+        """Return where a request goes of which no body is known (GET /v1/models): to anybody, as load would have it.
+
+        It waits for nothing, and so needs no admission. Raises RouteError for what goes nowhere.
+        """
+        request = RouteRequest(id=request_id(headers), model="", headers=headers, subset=subset)
+        try:
+            flight = self.router.decide(request)
+        except RouteError as error:
+            self.metrics.dropped(error)
+            raise
+        self.metrics.decided(flight.decision)
+        return Trip(self, Asked(path=path, body=b"", request=request, prompt=None, stream=False), flight)
 
     async def _with_tokens(self, asked: Asked) -> RouteRequest:
         request = asked.request
