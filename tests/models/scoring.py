@@ -79,7 +79,9 @@ def cycle(
     return made
 
 
-def decide(cycle: Cycle, target: Candidate, *, prefill: Candidate | None = None, **profiles: Candidate) -> Decision:
+def decide(
+    cycle: Cycle, target: Candidate, *, prefill: Candidate | None = None, profiles: Mapping[str, Candidate] = {}
+) -> Decision:
     """Decide for ``target``. ``profiles``: whom further profiles picked, by their names."""
     runs = {"default": target, **profiles}
     return Decision(
