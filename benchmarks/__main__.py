@@ -20,6 +20,7 @@ BENCHMARKS = {
     "snapshot": "size and time of a snapshot, time of restoring it, beside NVIDIA Dynamo's",
     "readers": "queries while events pour in, beside idle",
     "tokens": "text and chats to tokens and scores, cold and warm, beside the tokenizers package alone; a trace of agents",
+    "proxy": "requests per second and added latency of kvatlas route, beside other routers",
     "scaling": "cost as entries, pods and threads grow; --plot FILE draws it",
 }
 

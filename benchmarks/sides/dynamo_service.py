@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.sides import dynamo_install
-from benchmarks.sides.dynamo_install import BaselineError
+from benchmarks.sides.install import BaselineError
 from benchmarks.sides.process import Placement
 from benchmarks.sides.publisher import Frames
 from benchmarks.streams import BLOCK_TOKENS, Chain
