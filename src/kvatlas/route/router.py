@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from kvatlas.errors import NoCachedPrefixError, NoEndpointError
+from kvatlas.errors import ConfigError, NoCachedPrefixError, NoEndpointError
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision
 from kvatlas.route.endpoint import Endpoint, EndpointName
@@ -57,6 +57,12 @@ class Router:
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Everyone a request could be sent to."""
         return tuple(self._endpoints.values())
+
+    def plugin(self, name: str) -> object:
+        """Return a plugin. Raises ConfigError where there is none of that name."""
+        if name not in self._plugins:
+            raise ConfigError("plugins", f"none is called {name!r:.80}", ", ".join(self._plugins))
+        return self._plugins[name]
 
     def load(self, endpoint: EndpointName) -> Load:
         """Return how busy an endpoint is."""
