@@ -51,7 +51,7 @@ class PoolGauge:
         lag = self._detector.lag(candidates, now_s)
         if lag is None:
             return 0.0
-        while self._sent_s and self._sent_s[0] <= lag.seen_s:
+        while self._sent_s and self._sent_s[0] < lag.seen_s:
             self._sent_s.popleft()
         on_their_way = sum(candidate.load.in_flight.requests for candidate in candidates)
         unseen = min(len(self._sent_s), on_their_way)  # some have come back already

@@ -34,7 +34,7 @@ class Lag(msgspec.Struct, frozen=True):
     """What a detector can't know yet."""
 
     seen_s: float
-    """Requests sent after this time may be missing from what it says."""
+    """Requests sent at this time or later may be missing from what it says."""
     per_request: float
     """How much one of them may add to its endpoint."""
 
