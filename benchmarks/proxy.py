@@ -1,7 +1,7 @@
 """Requests per second and added latency of the proxy beside other routers, in front of the same engines that cost nothing.
 
-Everything runs on this machine and shares its cores: wrk, two engines and the router under test. Ours tokenizes each prompt with
-the tiny model's tokenizer and scores it precisely; the others match text by their own trees. A prompt has 6.9 KB.
+Everything runs on this machine and shares its cores: wrk, two engines and the router under test. Ours tokenizes each prompt
+with the tiny model's tokenizer and scores it precisely; the others match text by their own trees. A prompt has 6.9 KB.
 """
 
 from __future__ import annotations

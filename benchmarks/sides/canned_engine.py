@@ -2,13 +2,14 @@
 
 python -m benchmarks.sides.canned_engine PORT [EVENTS]    EVENTS: server-sent events where a request asks for a stream
 
-Completions only; requests must have a Content-Length. /tokenize answers with as many tokens as a 6.9 KB prompt has.
+Completions only. /tokenize answers with as many tokens as a 6.9 KB prompt has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 
 USAGE = {"prompt_tokens": 1700, "completion_tokens": 8, "total_tokens": 1708, "prompt_tokens_details": {"cached_tokens": 0}}
@@ -43,13 +44,20 @@ class Engine(asyncio.Protocol):
         self.buffer += data
         while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
             head = bytes(self.buffer[:end]).lower()
-            at = head.find(b"content-length:")
-            length = int(head[at + 15 : head.find(b"\r", at) if head.find(b"\r", at) > 0 else None]) if at >= 0 else 0
-            if len(self.buffer) < end + 4 + length:
+            length = self.length(head, end + 4)
+            if length is None or len(self.buffer) < end + 4 + length:
                 return
             body = bytes(self.buffer[end + 4 : end + 4 + length])
             del self.buffer[: end + 4 + length]
             self.answer(head.split(b" ", 2)[1], body)
+
+    def length(self, head: bytes, start: int) -> int | None:
+        """Return the body's length; None where its end has not come."""
+        if b"transfer-encoding: chunked" in head:
+            end = self.buffer.find(b"0\r\n\r\n", start)
+            return None if end < 0 else end + 5 - start
+        found = re.search(rb"content-length: *(\d+)", head)
+        return int(found[1]) if found else 0
 
     def answer(self, path: bytes, body: bytes) -> None:
         write = self.transport.write  # type: ignore[attr-defined]
@@ -59,7 +67,7 @@ class Engine(asyncio.Protocol):
             write(plain(MODELS))
         elif path == b"/tokenize":
             write(plain(TOKENS))
-        elif b'"stream": true' in body[-100:]:
+        elif b'"stream": true' in body[-120:]:
             write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
             for _ in range(self.events):
                 write(b"%x\r\n%b\r\n" % (len(EVENT), EVENT))
