@@ -42,6 +42,9 @@ class Engine(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
+        if self.buffer.startswith(b"PRI "):  # HTTP/2, to ask whether it speaks gRPC
+            self.transport.close()
+            return
         while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
             head = bytes(self.buffer[:end]).lower()
             length = self.length(head, end + 4)
