@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -21,10 +22,13 @@ import msgspec
 from kvatlas.errors import ExpiredError, NoEndpointError, RouteError, SaturatedError, StoppingError
 from kvatlas.route.cycle import Candidate
 from kvatlas.route.flow.item import Item
+from kvatlas.route.flow.plan import detector_of, plan_of
 from kvatlas.route.flow.pool import PoolGauge
 from kvatlas.route.flow.saturation import SaturationDetector
+from kvatlas.route.flow.settings import FlowControl
 from kvatlas.route.flow.waiting_room import BandStats, WaitingRoom
 from kvatlas.route.request import RouteRequest
+from kvatlas.route.router import Router
 
 
 class AdmissionEnd(enum.Enum):
@@ -69,6 +73,22 @@ _DISPLACED = "its room to wait in was needed for others"
 
 Timer = Callable[[float, Callable[[], None]], TimerHandle]
 """Calls back after so many seconds."""
+
+
+def admission_of(
+    router: Router,
+    settings: FlowControl,
+    *,
+    flow_control: bool,
+    clock: Callable[[], float] = time.monotonic,
+    observer: AdmissionObserver | None = None,
+) -> Admission:
+    """Return the admission that a configuration asks for. ``flow_control``: its feature gate; ``clock``: the router's.
+
+    Raises ConfigError where the section names plugins that do something else.
+    """
+    room = WaitingRoom(plan_of(settings, router.plugin)) if flow_control else None
+    return Admission(detector_of(settings, router.plugin), router.candidates, clock, room=room, observer=observer)
 
 
 class Admission:

@@ -18,8 +18,11 @@ from kvatlas.route.flow.policies import FcfsOrdering, RoundRobinFairness
 from kvatlas.route.flow.saturation import ConcurrencyDetector, UtilizationDetector
 from kvatlas.route.flow.usage_limits import StaticUsageLimit
 from kvatlas.route.flow.waiting_room import WaitingRoom
+from kvatlas.route.outcome import End, Outcome
+from kvatlas.route.picker_config import build_router, read_config
 from kvatlas.route.request import RouteRequest
-from kvatlas.serve.admission import Admission, AdmissionEnd
+from kvatlas.route.router import Flight
+from kvatlas.serve.admission import Admission, AdmissionEnd, admission_of
 from tests.unit.route.flow.fleet import candidate, plugin
 
 
@@ -375,3 +378,40 @@ async def test_the_loops_own_clock_ends_waits_too() -> None:
     pool.busy = 1
     with pytest.raises(ExpiredError):
         await pool.ask("a")
+
+
+POOL_OF_ONE = """
+featureGates: [flowControl]
+plugins:
+- {type: concurrency-detector, parameters: {maxConcurrency: 1}}
+- {type: round-robin-fairness-policy}
+- {type: random-picker}
+flowControl:
+  saturationDetector: {pluginRef: concurrency-detector}
+  maxRequests: 2
+  defaultPriorityBand: {fairnessPolicyRef: round-robin-fairness-policy}
+schedulingProfiles: [{name: default, plugins: [{pluginRef: random-picker}]}]
+"""
+
+
+async def test_a_picker_configuration_makes_an_admission_in_front_of_its_router() -> None:
+    config = read_config(POOL_OF_ONE)
+    router = build_router(config)
+    router.set_endpoints([candidate("a").endpoint])
+    admission = admission_of(router, config.flow_control, flow_control=config.flow_control_on)
+
+    async def send(name: str) -> Flight:
+        request = RouteRequest(id=name, model="m")
+        await admission.admit(request, 1)
+        return router.decide(request)
+
+    first, *others = [asyncio.create_task(send(name)) for name in "abcd"]
+    flight = await first
+    assert isinstance(await refusal(others[2]), SaturatedError)
+    for task in others[:2]:
+        assert not task.done()
+        flight.finished(Outcome(end=End.DONE))
+        admission.changed()
+        flight = await task
+    flight.finished(Outcome(end=End.DONE))
+    assert admission.stats().ends == {AdmissionEnd.ADMITTED: 3, AdmissionEnd.FULL: 1}

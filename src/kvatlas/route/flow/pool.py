@@ -7,10 +7,8 @@ from collections.abc import Sequence
 
 from kvatlas.route.cycle import Candidate
 from kvatlas.route.endpoint import ROLE_LABEL
+from kvatlas.route.filters import DECODES, PREFILLS
 from kvatlas.route.flow.saturation import LaggingDetector, SaturationDetector
-
-_DECODES = frozenset({"", "decode", "prefill-decode", "both", "encode-prefill-decode"})
-_PREFILLS = frozenset({"prefill", "encode-prefill", "prefill-decode", "both", "encode-prefill-decode"})
 
 SENT_MAX = 10_000
 """Requests sent that no report shows yet: beyond, the oldest are taken as seen."""
@@ -34,10 +32,11 @@ class PoolGauge:
 
     def saturation(self, candidates: Sequence[Candidate], now_s: float) -> float | None:
         """Return how busy the pool is; None where it has nobody to decode, so that no request can be served."""
-        decode = [one for one in candidates if one.endpoint.labels.get(ROLE_LABEL, "") in _DECODES]
+        roles = [one.endpoint.labels.get(ROLE_LABEL) for one in candidates]
+        decode = [one for one, role in zip(candidates, roles, strict=True) if not role or role in DECODES]
         if not decode:
             return None
-        prefill = [one for one in candidates if one.endpoint.labels.get(ROLE_LABEL, "") in _PREFILLS]
+        prefill = [one for one, role in zip(candidates, roles, strict=True) if role in PREFILLS]
         unseen = self._unseen_cost(candidates, now_s)
         busiest = self._detector.saturation(decode, now_s) + unseen / len(decode)
         if prefill:

@@ -11,10 +11,10 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from kvatlas.config.go_values import parse_go_duration
 from kvatlas.errors import ConfigError
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.load import EngineReport
+from kvatlas.route.parameters import GoDuration
 from kvatlas.route.plugins import Services
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -59,16 +59,13 @@ class UtilizationDetector:
 
         queue_depth_threshold: Positive = 5
         kv_cache_util_threshold: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.8
-        metrics_staleness_threshold: str = "200ms"
+        metrics_staleness_threshold: GoDuration = GoDuration(0.2)
         headroom: Headroom = 0.0
 
     def __init__(self, name: str, parameters: Parameters, services: Services) -> None:
         self.name = name
         self._parameters = parameters
-        try:
-            self._age_s_max = parse_go_duration(parameters.metrics_staleness_threshold)
-        except ValueError as error:
-            raise ConfigError(f"{name}.metricsStalenessThreshold", str(error), 'a duration such as "200ms"') from None
+        self._age_s_max = parameters.metrics_staleness_threshold
         if not self._age_s_max:
             raise ConfigError(
                 f"{name}.metricsStalenessThreshold", "is zero: every report is older", 'a duration such as "200ms"'

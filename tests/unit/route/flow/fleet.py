@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import msgspec
-
 from kvatlas.route.cycle import Candidate
 from kvatlas.route.endpoint import ROLE_LABEL, Endpoint, EndpointName
 from kvatlas.route.load import EngineReport, InFlight, Load
+from kvatlas.route.parameters import read_parameters
 from kvatlas.route.plugins import Services
 from kvatlas.types import PodId
 
@@ -23,7 +22,7 @@ SERVICES = Services(plugin=_no_plugin, clock=lambda: 0.0, random=random.Random(0
 
 def plugin(kind: Any, **parameters: Any) -> Any:
     """Return a plugin with parameters as a configuration has them."""
-    return kind(kind.__name__, msgspec.convert(parameters, kind.Parameters), SERVICES)
+    return kind(kind.__name__, read_parameters(kind.Parameters, parameters, kind.__name__), SERVICES)
 
 
 def candidate(

@@ -6,10 +6,11 @@ import random
 
 import pytest
 
-from kvatlas.errors import ConfigError
+from kvatlas.errors import ConfigError, NoEndpointError, SaturatedError
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.flow.pool import PoolGauge
 from kvatlas.route.flow.saturation import ConcurrencyDetector, SaturationDetector, UtilizationDetector
+from kvatlas.route.picker_config import build_router, read_config
 from kvatlas.route.request import RouteRequest
 from tests.unit.route.flow.fleet import candidate, plugin
 
@@ -112,3 +113,26 @@ def test_an_engine_that_stopped_reporting_does_not_hold_requests_unseen() -> Non
     gauge.sent(1.0)
     pool = [candidate("a", at_s=0.1), candidate("b", at_s=1.1, requests=9)]
     assert gauge.saturation(pool, 1.1) == pytest.approx(0.5)
+
+
+LIMITED = """
+plugins:
+- {type: concurrency-detector, parameters: {maxConcurrency: 1}}
+- {type: decode-filter}
+- {type: random-picker}
+schedulingProfiles:
+- {name: default, plugins: [{pluginRef: decode-filter}, {pluginRef: concurrency-detector}, {pluginRef: random-picker}]}
+"""
+
+
+def test_a_decision_among_busy_endpoints_only_is_429_and_among_none_503() -> None:
+    router = build_router(read_config(LIMITED))
+    router.set_endpoints([candidate("a").endpoint])
+    router.decide(RouteRequest(id="first", model="m"))
+    with pytest.raises(SaturatedError) as busy:
+        router.decide(RouteRequest(id="second", model="m"))
+    assert busy.value.status == 429
+    router.set_endpoints([candidate("p", role="prefill").endpoint])
+    with pytest.raises(NoEndpointError) as nobody:
+        router.decide(RouteRequest(id="third", model="m"))
+    assert nobody.value.status == 503
