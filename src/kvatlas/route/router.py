@@ -38,11 +38,16 @@ class Router:
         clock: Callable[[], float] = time.monotonic,
         random: random_module.Random | None = None,
         log: DecisionLog | None = None,
+        healthy: Callable[[EndpointName], bool] = lambda _name: True,
     ) -> None:
-        """``plugins``: all that were made, by name; ``clock`` is the one that they were given."""
+        """``plugins``: all that were made, by name; ``clock`` is the one that they were given.
+
+        ``healthy``: who should get requests. Where nobody is, everybody does: what is known may be wrong.
+        """
         self._scheduler = scheduler
         self._plugins = dict(plugins)
         self._clock = clock
+        self._healthy = healthy
         self._random = random or random_module.Random()  # noqa: S311  spreads load, guards nothing
         self._lock = threading.RLock()
         self._loads = LoadBook()
@@ -96,7 +101,11 @@ class Router:
         Raises NoEndpointError where nobody is left, and NoCachedPrefixError for ``if_cached`` where nobody holds a token.
         """
         with self._lock:
-            cycle = Cycle(request, self._candidates(request), self._clock(), self._random)
+            allowed = self._allowed(request)
+            healthy = [endpoint for endpoint in allowed if self._healthy(endpoint.name)] or allowed
+            cycle = Cycle(request, self._with_loads(healthy), self._clock(), self._random)
+            if len(healthy) < len(allowed):
+                cycle.notes.append(f"{len(allowed) - len(healthy)} of {len(allowed)} endpoints are out of rotation")
             decision = self._scheduler.decide(cycle)
             if request.if_cached and not decision.predicted_cached_tokens:
                 raise NoCachedPrefixError()
@@ -109,13 +118,13 @@ class Router:
         with self._lock:
             return {name: value for one in self._on_response for name, value in one.response_headers(decision).items()}
 
-    def _candidates(self, request: RouteRequest) -> tuple[Candidate, ...]:
+    def _allowed(self, request: RouteRequest) -> list[Endpoint]:
         endpoints = list(self._endpoints.values())
         if request.subset is not None:
             endpoints = [one for one in endpoints if request.allows(one)]
             if not endpoints:
                 raise NoEndpointError(f"none of the {len(self._endpoints)} endpoints is in the gateway's subset")
-        return self._with_loads(endpoints)
+        return endpoints
 
     def _with_loads(self, endpoints: Iterable[Endpoint]) -> tuple[Candidate, ...]:
         return tuple(Candidate(endpoint, self._loads.of(endpoint.name)) for endpoint in endpoints)

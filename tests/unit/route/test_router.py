@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import pytest
@@ -106,7 +106,11 @@ def profile(name: str = "default", *, filters: Sequence[object] = (), **scorers:
 
 
 def router(
-    *profiles: Profile, producers: Sequence[object] = (), handler: object | None = None, plugins: Mapping[str, object] = {}
+    *profiles: Profile,
+    producers: Sequence[object] = (),
+    handler: object | None = None,
+    plugins: Mapping[str, object] = {},
+    healthy: Callable[[str], bool] = lambda _name: True,
 ) -> Router:
     scheduler = Scheduler(
         tuple(NamedProducer(type(one).__name__, one) for one in producers),  # type: ignore[arg-type]
@@ -114,7 +118,7 @@ def router(
         handler or One(),  # type: ignore[arg-type]
         failed=lambda _name, _error: None,
     )
-    made = Router(scheduler, plugins, clock=lambda: 100.0, random=random.Random(1))
+    made = Router(scheduler, plugins, clock=lambda: 100.0, random=random.Random(1), healthy=healthy)
     made.set_endpoints([endpoint(name) for name in "abc"])
     return made
 
@@ -165,6 +169,16 @@ def test_an_empty_pool_and_an_empty_subset_are_errors() -> None:
 def test_a_subset_names_addresses_with_or_without_a_port() -> None:
     made = router(profile(x=(Fixed(a=1.0), 1.0)))
     assert made.decide(request(subset=frozenset({"10.0.0.2", "10.0.0.3:8000"}))).endpoint in ("b", "c")
+
+
+def test_who_is_out_of_rotation_gets_nothing_while_others_are_there() -> None:
+    down = {"a"}
+    made = router(profile(x=(Fixed(a=1.0), 1.0)), healthy=lambda name: name not in down)
+    decision = made.decide(request()).decision
+    assert decision.target.name != "a"
+    assert decision.notes == ("1 of 3 endpoints are out of rotation",)
+    down.update("bc")
+    assert made.decide(request()).decision.target.name == "a"
 
 
 # -- producers ---------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from kvatlas.errors import ConfigError
+from kvatlas.route.endpoint import EndpointName
 from kvatlas.route.handlers import ChecksProfiles
 from kvatlas.route.log import DecisionLog
 from kvatlas.route.parameters import unknown_name
@@ -32,11 +33,13 @@ def build_router(
     random: random_module.Random | None = None,
     failed: Callable[[str, Exception], None] = lambda _name, _error: None,
     log: DecisionLog | None = None,
+    healthy: Callable[[EndpointName], bool] = lambda _name: True,
     catalog: Catalog | None = None,
 ) -> Router:
     """Return a router that decides as the configuration says. Raises ConfigError where plugins do not fit together.
 
-    ``index``: what precise prefix matching asks; ``failed``: told of a producer that raised in a decision.
+    ``index``: what precise prefix matching asks; ``failed``: told of a producer that raised in a decision;
+    ``healthy``: as for :class:`Router`.
     """
     drawn = random or random_module.Random()  # noqa: S311  spreads load, guards nothing
     workshop = Workshop(config, catalog or Catalog(), index=index, clock=clock, random=drawn)
@@ -50,7 +53,7 @@ def build_router(
         handler,
         failed=failed,
     )
-    return Router(scheduler, plugins, clock=clock, random=drawn, log=log)
+    return Router(scheduler, plugins, clock=clock, random=drawn, log=log, healthy=healthy)
 
 
 class Workshop:
