@@ -1,0 +1,138 @@
+"""The time to first token that is to be expected of one endpoint, in parts. Pure: what is learnt is passed in.
+
+    TTFT = queue + prefill + decode wait + tier load
+    price = TTFT + what others behind will wait longer for this prompt's own work
+
+Source: the sum is Mooncake's (queue + prefill by length and cached prefix + transfer, FAST 2025, algorithm 1) with queues
+counted in tokens as Dynamo's KV router does; figures are learnt here, not configured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from kvatlas.route.load import EngineReport, Load
+from kvatlas.route.matches import MatchSource, PrefixMatch
+from kvatlas.types import CPU, GPU, Tier
+
+BEHIND_MAX = 16.0
+"""Requests behind this one that count at most: a copy of a prefix is worth something too, to those who use it."""
+KV_FULL = 0.9
+"""From this usage on, a prompt may have to wait for KV blocks."""
+
+
+class Costs(msgspec.Struct, frozen=True):
+    """What holds for the whole fleet."""
+
+    request_s: float = 0.02
+    """Of a request, whatever its length: network, scheduling, the step that makes the first token."""
+    token_s: float = 1e-4
+    """Of a prompt token that is computed, at an engine of slowness 1."""
+    decode_s: float = 2.0
+    """From a request's first token until its end, on average: how long it occupies a slot."""
+    arrivals_per_s: float = 0.0
+    """Requests an endpoint."""
+    uncached_tokens: float = 1_000.0
+    """That an average request computes."""
+    tier_token_s: Mapping[Tier, float] = msgspec.field(default_factory=lambda: {CPU: 8e-6})
+    """Of a token that is loaded from a tier. Default: 128 KiB a token (8 billion parameters, GQA) at 16 GB/s."""
+    unknown_tier_token_s: float = 5e-5
+    """Of a tier that is not named: the same at 2.6 GB/s (disk, network)."""
+
+
+class Traits(msgspec.Struct, frozen=True):
+    """What holds for one endpoint."""
+
+    slowness: float = 1.0
+    """Its time for the same work over the fleet's."""
+    trust: Mapping[MatchSource, float] = msgspec.field(default_factory=lambda: dict.fromkeys(MatchSource, 1.0))
+    """By source: the share of predicted cached tokens that turn out to be cached."""
+    samples: int = 0
+    slots: int | None = None
+    """Requests that it runs at the same time; None: it never showed a limit."""
+
+
+class Expected(NamedTuple):
+    """Seconds, part by part; and what they were made from."""
+
+    queue_s: float
+    """Prompts ahead: those sent from here, and those that the engine says are waiting beyond them."""
+    prefill_s: float
+    """This prompt's own."""
+    decode_wait_s: float
+    """Beyond the queue: until a slot or KV blocks are free."""
+    tier_load_s: float
+    others_delayed_s: float
+    """That requests behind this one will wait longer for it, all together. No part of its TTFT, but of its price."""
+    requests_ahead: float
+    tokens_ahead: float
+    uncached_tokens: float
+
+    @property
+    def total_s(self) -> float:
+        return self.queue_s + self.prefill_s + self.decode_wait_s + self.tier_load_s
+
+    @property
+    def price_s(self) -> float:
+        """What candidates are compared by."""
+        return self.total_s + self.others_delayed_s
+
+
+def expect(costs: Costs, traits: Traits, load: Load, match: PrefixMatch, prompt_tokens: int) -> Expected:
+    """Return what to expect of an endpoint for a prompt of so many tokens."""
+    in_flight, report = load.in_flight, load.report
+    cached = match.tokens * traits.trust[match.source]
+    uncached = max(1.0, prompt_tokens - cached)
+    ahead, tokens_ahead = float(in_flight.prefill_requests), float(in_flight.prefill_tokens)
+    if report is not None and (foreign := report.waiting - ahead) > 0:
+        ahead += foreign
+        tokens_ahead += foreign * costs.uncached_tokens
+    slowness = traits.slowness
+    queue_s = slowness * (costs.request_s * ahead + costs.token_s * tokens_ahead)
+    admission_s = 0.0
+    if traits.slots is not None:
+        admission_s = _slot_wait_s(costs, traits.slots, load)
+    if report is not None and report.kv_usage >= KV_FULL:
+        admission_s = max(admission_s, _kv_wait_s(costs, report, prompt_tokens + tokens_ahead))
+    prefill_s = slowness * (costs.request_s + costs.token_s * uncached)
+    tier_load_s = _tier_load_s(costs, match) if match.tiers else 0.0
+    return Expected(
+        queue_s,
+        prefill_s,
+        max(0.0, admission_s - queue_s),
+        tier_load_s,
+        _others_delayed_s(costs, max(queue_s, admission_s), prefill_s + tier_load_s),
+        ahead,
+        tokens_ahead,
+        uncached,
+    )
+
+
+def _others_delayed_s(costs: Costs, busy_s: float, work_s: float) -> float:
+    """Whoever arrives before the queue is empty waits for this work too; those who arrive during it for half of it."""
+    return work_s * min(costs.arrivals_per_s * (busy_s + work_s / 2), BEHIND_MAX)
+
+
+def _slot_wait_s(costs: Costs, slots: int, load: Load) -> float:
+    """A slot gets free every ``decode_s / slots``; so many have to get free as there are requests too many."""
+    report = load.report
+    said = 0 if report is None else report.running + report.waiting
+    excess = max(load.in_flight.requests, said) + 1 - slots
+    return max(0, excess) * costs.decode_s / slots
+
+
+def _kv_wait_s(costs: Costs, report: EngineReport, needed_tokens: float) -> float:
+    """Blocks get free at the rate at which those in use turn over, once every ``decode_s``."""
+    if report.gpu_blocks and report.block_size_tokens:
+        capacity = report.gpu_blocks * report.block_size_tokens
+        missing = needed_tokens - (1.0 - report.kv_usage) * capacity
+        return max(0.0, missing) * costs.decode_s / (report.kv_usage * capacity)
+    return (report.waiting + 1) * costs.decode_s / max(1, report.running)
+
+
+def _tier_load_s(costs: Costs, match: PrefixMatch) -> float:
+    known = costs.tier_token_s
+    return sum(tokens * known.get(tier, costs.unknown_tier_token_s) for tier, tokens in match.tiers.items() if tier != GPU)
