@@ -148,6 +148,8 @@ class Admission:
             if self._room.remove(item):
                 self._waiting.pop(item.id)
                 self._count(item.priority, AdmissionEnd.CANCELLED, self._clock() - item.arrived_s)
+            elif not future.cancelled():
+                future.exception()  # nobody is left to be told of a refusal
             raise
 
     def changed(self) -> None:

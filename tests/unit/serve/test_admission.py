@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 from collections.abc import Callable
 from typing import Any
@@ -313,6 +314,21 @@ async def test_a_client_that_goes_as_its_turn_comes_does_not_stop_the_queue(turn
     await asyncio.wait_for(tasks[2], 30)
     assert pool.busy_max == 1
     assert pool.admission.stats().bands[0].requests == 0
+
+
+async def test_a_refusal_that_nobody_waits_for_any_more_is_no_unhandled_error() -> None:
+    unhandled: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    pool = Pool(places=1)
+    tasks = asking(pool, "a", "b")
+    await settled()
+    pool.admission.close()
+    tasks[1].cancel()
+    await asyncio.wait(tasks)
+    assert tasks[1].cancelled()
+    del tasks
+    gc.collect()
+    assert unhandled == []
 
 
 async def test_closing_refuses_what_waits_and_what_comes() -> None:
