@@ -139,6 +139,10 @@ class Trip:
         """Return the headers that plugins put on the response."""
         return self._dispatcher.router.response_headers(self.decision)
 
+    def body_sent(self) -> None:
+        """The body is passed on and not needed any more: a long answer should not keep it in memory."""
+        self.asked = msgspec.structs.replace(self.asked, body=b"", prompt=None)
+
     def moved(self, endpoint: Endpoint) -> None:
         """The request is sent to another endpoint instead."""
         self._dispatcher.metrics.retried()
