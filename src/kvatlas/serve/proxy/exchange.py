@@ -1,0 +1,240 @@
+"""One routed request from its decision to the end of its answer: sent where it should go, passed on as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+from aiohttp import web
+from multidict import CIMultiDict
+
+from kvatlas.route.endpoint import Endpoint, EndpointName
+from kvatlas.route.outcome import End, Outcome
+from kvatlas.serve.proxy.connection import EngineConnection
+from kvatlas.serve.proxy.errors import Break, ProxyError, UpstreamError, unanswered
+from kvatlas.serve.proxy.headers import to_client
+from kvatlas.serve.proxy.retries import RetryBudget, in_order, next_endpoint
+from kvatlas.serve.proxy.upstream import Upstream
+from kvatlas.serve.routing.answers import AnswerReader, Usage
+from kvatlas.serve.routing.asked import REQUEST_ID
+from kvatlas.serve.routing.dispatch import Trip
+
+BROKEN_OFF = b'data: {"error":{"message":"the engine broke off","type":"server_error","param":null,"code":502}}\n\n'
+"""The last event of a stream that its engine broke off. No [DONE] follows, and the connection is closed."""
+
+
+class Turn(Protocol):
+    """One request to an endpoint, as a circuit breaker sees it."""
+
+    def succeeded(self) -> None: ...
+
+    def failed(self) -> None: ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class Health(Protocol):
+    """Who is in rotation (kvatlas.discovery.health)."""
+
+    def healthy(self, name: EndpointName) -> bool: ...
+
+    def enter(self, name: EndpointName) -> Turn | None: ...
+
+
+class ExchangeLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one request may take. Times in seconds."""
+
+    retries_max: int
+    client_s: float
+    """For its client to take a piece of the answer."""
+    request_s: float
+    """From its decision to the end of the answer."""
+
+
+class Exchange:
+    """Made for one trip; :meth:`run` is called once."""
+
+    def __init__(
+        self,
+        trip: Trip,
+        upstream: Upstream,
+        health: Health,
+        budget: RetryBudget,
+        limits: ExchangeLimits,
+        engine_head: Callable[[Endpoint], bytes],
+    ) -> None:
+        """``engine_head``: the request as it is sent to an endpoint, up to its body."""
+        self._trip = trip
+        self._upstream = upstream
+        self._health = health
+        self._budget = budget
+        self._limits = limits
+        self._engine_head = engine_head
+        self._sent_s = 0.0
+        self._ttft_s: float | None = None
+        self._reader: AnswerReader | None = None
+        self._response: web.StreamResponse | None = None
+        """What its client has begun to get."""
+        self._end = End.CLIENT_GONE  # unless something else becomes known: then the client went away, or the proxy stops
+        self.endpoint = trip.decision.target
+        """Who has the request now."""
+
+    async def run(self, request: web.BaseRequest, explained: Callable[[], Mapping[str, str]]) -> web.StreamResponse:
+        """Return the answer; what is no short one is sent by then. Finishes the trip. Raises ProxyError where nobody answered.
+
+        ``explained``: headers to put on the answer.
+        """
+        try:
+            async with asyncio.timeout(self._limits.request_s):
+                connection = await self._send()
+                try:
+                    headers = CIMultiDict(to_client(connection.headers))
+                    headers[REQUEST_ID] = self._trip.asked.request.id
+                    headers.update(self._trip.response_headers())
+                    headers.update(explained())
+                    return await self._pass_on(request, connection, headers)
+                finally:
+                    self._upstream.release(self.endpoint, connection)
+        except UpstreamError as error:
+            self._end = End.UNREACHABLE
+            raise unanswered(error, self.endpoint.name) from error
+        except TimeoutError:
+            self._end = End.ENGINE_ERROR
+            limit = f"within proxy.requestTimeout ({self._limits.request_s:g} s)"
+            if self._response is None:
+                raise ProxyError(504, f"no answer {limit}", "ask for less, or let it wait longer") from None
+            return _cut(request, self._response)
+        finally:
+            self._trip.finished(self._outcome())
+
+    async def _send(self) -> EngineConnection:
+        """Send the request to its target, or to whom it can be sent instead; return where an answer begins."""
+        endpoints = in_order(self._trip.decision)
+        tried: set[str] = set()
+        unreachable: set[str] = set()
+        self._budget.request()
+        while True:
+            endpoint = next_endpoint(endpoints, tried, unreachable, self._health.healthy) or self.endpoint
+            if endpoint.name != self.endpoint.name:
+                self._trip.moved(endpoint)
+                self.endpoint = endpoint
+            tried.add(endpoint.name)
+            try:
+                connection = await self._attempt(endpoint)
+            except UpstreamError as error:
+                if error.how is Break.NO_CONNECTION:
+                    unreachable.add(endpoint.url)
+                if error.how is Break.SILENT or not self._may_retry(endpoints, tried, unreachable):
+                    raise
+                continue
+            if connection.status == 503 and self._may_retry(endpoints, tried, unreachable):
+                self._upstream.release(endpoint, connection)
+                continue
+            return connection
+
+    def _may_retry(self, endpoints: list[Endpoint], tried: set[str], unreachable: set[str]) -> bool:
+        return (
+            len(tried) <= self._limits.retries_max
+            and next_endpoint(endpoints, tried, unreachable, self._health.healthy) is not None
+            and self._budget.take()
+        )
+
+    async def _attempt(self, endpoint: Endpoint) -> EngineConnection:
+        head = self._engine_head(endpoint)
+        self._sent_s = time.perf_counter()
+        turn = self._health.enter(endpoint.name)
+        if turn is None:  # nobody is healthy
+            return await self._upstream.send(endpoint, head, self._trip.asked.body)
+        with turn:
+            try:
+                connection = await self._upstream.send(endpoint, head, self._trip.asked.body)
+            except UpstreamError as error:
+                if error.how is not Break.ALL_IN_USE:
+                    turn.failed()
+                raise
+            if connection.status < 500:
+                turn.succeeded()
+            elif connection.status != 503:
+                turn.failed()
+            return connection
+
+    async def _pass_on(
+        self, request: web.BaseRequest, connection: EngineConnection, headers: CIMultiDict[str]
+    ) -> web.StreamResponse:
+        """Pass an answer on, each piece as it comes."""
+        events = headers.get("Content-Type", "").startswith("text/event-stream")
+        self._reader = AnswerReader(stream=events)
+        if connection.complete:  # all of it is here: it goes out at once
+            body = await connection.read(0.0)
+            self._feed(body)
+            self._end = _end(connection.status)
+            return web.Response(body=body, status=connection.status, headers=headers)
+        response = self._response = web.StreamResponse(status=connection.status, headers=headers)
+        await response.prepare(request)
+        piece = b"\n\n"
+        try:
+            while following := await connection.read(self._upstream.limits.idle_s):
+                piece = following
+                self._feed(piece)
+                await self._write(response, piece)
+        except UpstreamError:
+            self._end = End.ENGINE_ERROR
+            self._tell_health()
+            if events and piece.endswith(b"\n\n"):
+                await self._write(response, BROKEN_OFF)
+            request.protocol.force_close()  # once what was written is sent
+        except ConnectionError:
+            return _cut(request, response)
+        else:
+            self._end = _end(connection.status)
+        return response
+
+    async def _write(self, response: web.StreamResponse, piece: bytes) -> None:
+        """Hand a piece to the client's connection. Raises ConnectionError where that is gone, or takes nothing for too long."""
+        try:
+            async with asyncio.timeout(self._limits.client_s):
+                await response.write(piece)
+        except TimeoutError:
+            raise ConnectionResetError("the client takes nothing") from None
+
+    def _feed(self, piece: bytes) -> None:
+        assert self._reader is not None
+        if self._reader.feed(piece):
+            self._ttft_s = time.perf_counter() - self._sent_s
+            self._trip.first_token(self._ttft_s)
+
+    def _tell_health(self) -> None:
+        """Count an answer that was broken off as another failure: the turn has ended with the answer's head."""
+        turn = self._health.enter(self.endpoint.name)
+        if turn is not None:
+            with turn:
+                turn.failed()
+
+    def _outcome(self) -> Outcome:
+        usage = Usage() if self._reader is None else self._reader.usage()
+        return Outcome(
+            end=self._end,
+            ttft_s=self._ttft_s if self._end in (End.DONE, End.CLIENT_GONE) else None,
+            duration_s=None if self._reader is None else time.perf_counter() - self._sent_s,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            output_tokens=usage.output_tokens,
+        )
+
+
+def _cut(request: web.BaseRequest, response: web.StreamResponse) -> web.StreamResponse:
+    """Close a client's connection at once, so that it sees that its answer is not whole."""
+    if request.transport is not None:
+        request.transport.abort()
+    return response
+
+
+def _end(status: int) -> End:
+    if status < 400:
+        return End.DONE
+    return End.REFUSED if status < 500 else End.ENGINE_ERROR

@@ -1,0 +1,119 @@
+"""Which headers pass the proxy, in both directions. Pure.
+
+Names are compared in lower case; pairs are bytes, as they were on the wire. Source: RFC 9110 section 7.6 (hop-by-hop headers),
+RFC 9112 section 6 (framing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from kvatlas.serve.routing.asked import CONSUMED, REQUEST_ID
+
+Pair = tuple[bytes, bytes]
+
+EXPLAIN = "x-kvatlas-explain"
+
+HOP_BY_HOP = frozenset(
+    {
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"),
+        *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+    }
+)
+
+_OWN_REQUEST = (
+    HOP_BY_HOP
+    | {name.encode() for name in CONSUMED}
+    | {REQUEST_ID.encode(), EXPLAIN.encode()}
+    # Set anew for the engine. Answers stay uncompressed: their usage is read.
+    | {b"host", b"content-length", b"expect", b"accept-encoding", b"x-forwarded-for", b"x-forwarded-proto"}
+)
+_OWN_RESPONSE = HOP_BY_HOP | {REQUEST_ID.encode()}
+
+
+def by_name(headers: Iterable[Pair]) -> dict[str, str]:
+    """Return headers by lower-case name; of equal names the values, joined as RFC 9110 section 5.3 says."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        found[key] = f"{found[key]}, {text}" if key in found else text
+    return found
+
+
+def framing_problem(headers: Iterable[Pair]) -> str | None:
+    """Return why a request's length could be read in two ways; None where it can't. Such requests are refused, not repaired."""
+    lengths = [value.strip() for name, value in headers if name.lower() == b"content-length"]
+    codings = [value.strip().lower() for name, value in headers if name.lower() == b"transfer-encoding"]
+    if lengths and codings:
+        return "it has both Content-Length and Transfer-Encoding"
+    if len(lengths) > 1:
+        return "it has Content-Length more than once"
+    if lengths and not (lengths[0].isdigit() and len(lengths[0]) <= 18):
+        return "its Content-Length is no number"
+    if codings and codings != [b"chunked"]:
+        return "its Transfer-Encoding is not chunked"
+    return None
+
+
+class Client:
+    """What the proxy knows of who sent a request."""
+
+    __slots__ = ("address", "scheme")
+
+    def __init__(self, address: str, scheme: str) -> None:
+        self.address = address
+        self.scheme = scheme
+
+
+def to_engine(
+    headers: Sequence[Pair],
+    *,
+    host: str,
+    body_bytes: int | None,
+    client: Client,
+    routing: Mapping[str, str],
+    authorization: str | None = None,
+    keep_authorization: bool = True,
+) -> list[Pair]:
+    """Return a request's headers as an engine gets them.
+
+    ``routing``: what the router sets. ``authorization``: the proxy's own for engines; without it the client's goes on, if
+    ``keep_authorization``.
+    """
+    dropped = _OWN_REQUEST | _named_by_connection(headers)
+    if authorization is not None or not keep_authorization:
+        dropped = dropped | {b"authorization"}
+    forwarded = [value for name, value in headers if name.lower() == b"x-forwarded-for"]
+    sent: list[Pair] = [(b"host", host.encode("latin-1"))]
+    sent += [pair for pair in headers if pair[0].lower() not in dropped]
+    sent.append((b"x-forwarded-for", b", ".join([*forwarded, client.address.encode("latin-1")])))
+    sent.append((b"x-forwarded-proto", client.scheme.encode("latin-1")))
+    sent += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in routing.items()]
+    if authorization is not None:
+        sent.append((b"authorization", authorization.encode("latin-1")))
+    if body_bytes is not None:
+        sent.append((b"content-length", b"%d" % body_bytes))
+    return sent
+
+
+def to_client(headers: Sequence[Pair]) -> list[tuple[str, str]]:
+    """Return an answer's headers as its client gets them. Content-Length stays: bodies are passed as they are."""
+    dropped = _OWN_RESPONSE | _named_by_connection(headers)
+    return [
+        (name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in headers if name.lower() not in dropped
+    ]
+
+
+def request_head(method: str, target: str, headers: Sequence[Pair]) -> bytes:
+    """Return a request as HTTP/1.1 writes it, up to its body. ``headers`` come from a parser, and so hold no line breaks."""
+    lines = [f"{method} {target} HTTP/1.1".encode("latin-1")]
+    lines += [name + b": " + value for name, value in headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def _named_by_connection(headers: Sequence[Pair]) -> frozenset[bytes]:
+    """Return what Connection names, less what frames a body: that is not the sender's to hide."""
+    values = [value for name, value in headers if name.lower() == b"connection"]
+    if not values:
+        return frozenset()
+    return frozenset(name.strip().lower() for value in values for name in value.split(b",")) - {b"content-length", b"host"}
