@@ -71,7 +71,7 @@ class Outcomes:
         self.seen.append((endpoint, outcome))
         self.changed.set()
 
-    def response_headers(self, decision: Decision) -> Mapping[str, str]:
+    def response_headers(self, decision: Decision, endpoint: EndpointName) -> Mapping[str, str]:
         return {"x-decided-for": decision.target.name}
 
     async def count(self, number: int) -> list[tuple[EndpointName, Outcome]]:

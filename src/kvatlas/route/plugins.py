@@ -167,7 +167,9 @@ class PoolObserver(Protocol):
 class ResponseHeaders(Protocol):
     """Puts headers on responses."""
 
-    def response_headers(self, decision: Decision) -> Mapping[str, str]: ...
+    def response_headers(self, decision: Decision, endpoint: EndpointName) -> Mapping[str, str]:
+        """``endpoint``: who answers; another one than decided after a retry."""
+        ...
 
 
 def plugin_types() -> dict[str, EntryPoint]:

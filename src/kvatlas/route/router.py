@@ -113,10 +113,11 @@ class Router:
                 observer.decided(cycle, decision)
             return Flight(self, decision, self.log.add(decision))
 
-    def response_headers(self, decision: Decision) -> dict[str, str]:
-        """Return the headers that plugins put on a request's response."""
+    def response_headers(self, decision: Decision, endpoint: EndpointName) -> dict[str, str]:
+        """Return the headers that plugins put on a request's response. ``endpoint``: who answers."""
         with self._lock:
-            return {name: value for one in self._on_response for name, value in one.response_headers(decision).items()}
+            made = [one.response_headers(decision, endpoint) for one in self._on_response]
+        return {name: value for headers in made for name, value in headers.items()}
 
     def _allowed(self, request: RouteRequest) -> list[Endpoint]:
         endpoints = list(self._endpoints.values())

@@ -296,7 +296,7 @@ class Watcher:
     def pool_changed(self, endpoints: Sequence[Endpoint]) -> None:
         self.seen.append(("pool", tuple(one.name for one in endpoints)))
 
-    def response_headers(self, decision: Decision) -> Mapping[str, str]:
+    def response_headers(self, decision: Decision, endpoint: EndpointName) -> Mapping[str, str]:
         return {"x-session-token": decision.target.name}
 
 
@@ -307,7 +307,7 @@ def test_plugins_learn_of_decisions_outcomes_and_the_pool() -> None:
     flight.moved(EndpointName("a"))
     flight.finished(Outcome(end=End.DONE, cached_tokens=5))
     assert watcher.seen == [("pool", ("a", "b", "c")), ("decided", "c"), ("finished", "a", 5)]
-    assert made.response_headers(flight.decision) == {"x-session-token": "c"}
+    assert made.response_headers(flight.decision, flight.endpoint) == {"x-session-token": "c"}
 
 
 def test_an_older_report_does_not_replace_a_newer_one() -> None:

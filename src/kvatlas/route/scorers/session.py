@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal, Protocol
 
 import msgspec
@@ -12,6 +12,7 @@ from kvatlas.errors import ConfigError
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision
 from kvatlas.route.endpoint import EndpointName
+from kvatlas.route.outcome import End, Outcome
 from kvatlas.route.plugins import Services
 from kvatlas.route.request import RouteRequest
 from kvatlas.route.scorers.sessions import SessionStore
@@ -63,6 +64,10 @@ class Strategy(Protocol):
 
     def decided(self, cycle: Cycle, picked: EndpointName) -> None: ...
 
+    def moved(self, request: RouteRequest, endpoint: EndpointName) -> None:
+        """A retry elsewhere went well."""
+        ...
+
     def response_headers(self, picked: EndpointName) -> Mapping[str, str]: ...
 
 
@@ -88,6 +93,9 @@ class EncodedEndpoint:
     def decided(self, cycle: Cycle, picked: EndpointName) -> None:
         """Nothing is remembered."""
 
+    def moved(self, request: RouteRequest, endpoint: EndpointName) -> None:
+        """The response named the endpoint."""
+
     def response_headers(self, picked: EndpointName) -> Mapping[str, str]:
         return {self._header: base64.b64encode(picked.encode()).decode()}
 
@@ -95,13 +103,15 @@ class EncodedEndpoint:
 class SessionId:
     """The client sends an id of its own; the router remembers where its first request went.
 
-    A session moves only where its endpoint is not among the candidates, not because other scorers chose somebody else.
+    A session moves where its endpoint is not among the candidates, or a retry elsewhere went well; not because other scorers
+    chose somebody else.
     """
 
-    def __init__(self, plugin: str, headers: tuple[str, ...], store: SessionStore) -> None:
+    def __init__(self, plugin: str, headers: tuple[str, ...], store: SessionStore, clock: Callable[[], float]) -> None:
         self._plugin = plugin
         self._headers = headers
         self._store = store
+        self._clock = clock
 
     def position(self, cycle: Cycle, candidates: Sequence[Candidate]) -> int | None:
         cycle.kept.pop(self._plugin, None)
@@ -122,6 +132,10 @@ class SessionId:
         if moves or self._store.get(session, cycle.now_s) in {None, picked}:
             self._store.bind(session, picked, cycle.now_s)
 
+    def moved(self, request: RouteRequest, endpoint: EndpointName) -> None:
+        if (session := self._session(request)) is not None:
+            self._store.bind(session, endpoint, self._clock())
+
     def response_headers(self, picked: EndpointName) -> Mapping[str, str]:
         return {}
 
@@ -141,14 +155,18 @@ class SessionAffinity:
         """Raises ConfigError for a source of ids that is not a header."""
         self.name = name
         self._profile = parameters.profile_name
-        self._strategy = _strategy(name, parameters)
+        self._strategy = _strategy(name, parameters, services)
 
     def decided(self, cycle: Cycle, decision: Decision) -> None:
         if (picked := self._picked(decision)) is not None:
             self._strategy.decided(cycle, picked)
 
-    def response_headers(self, decision: Decision) -> Mapping[str, str]:
-        picked = self._picked(decision)
+    def finished(self, decision: Decision, endpoint: EndpointName, outcome: Outcome) -> None:
+        if outcome.end is End.DONE and endpoint != decision.target.name and not self._profile:
+            self._strategy.moved(decision.request, endpoint)
+
+    def response_headers(self, decision: Decision, endpoint: EndpointName) -> Mapping[str, str]:
+        picked = self._picked(decision) if self._profile else endpoint
         return {} if picked is None else self._strategy.response_headers(picked)
 
     def _picked(self, decision: Decision) -> EndpointName | None:
@@ -183,7 +201,7 @@ def _position(name: str, candidates: Sequence[Candidate]) -> int | None:
     return None
 
 
-def _strategy(plugin: str, parameters: SessionAffinityParameters) -> Strategy:
+def _strategy(plugin: str, parameters: SessionAffinityParameters, services: Services) -> Strategy:
     if parameters.strategy == "encoded_endpoint_header":
         return EncodedEndpoint(parameters.encoded_endpoint_header_config.header.strip().lower() or TOKEN_HEADER)
     config = parameters.session_id_config
@@ -197,4 +215,5 @@ def _strategy(plugin: str, parameters: SessionAffinityParameters) -> Strategy:
                 "{header: NAME}; no plugin here makes request attributes",
             )
         headers.append(header)
-    return SessionId(plugin, tuple(headers), SessionStore(config.eviction_ttl_seconds, config.eviction_sweep_seconds))
+    store = SessionStore(config.eviction_ttl_seconds, config.eviction_sweep_seconds)
+    return SessionId(plugin, tuple(headers), store, services.clock)

@@ -137,7 +137,7 @@ class Trip:
 
     def response_headers(self) -> dict[str, str]:
         """Return the headers that plugins put on the response."""
-        return self._dispatcher.router.response_headers(self.decision)
+        return self._dispatcher.router.response_headers(self.decision, self._flight.endpoint)
 
     def body_sent(self) -> None:
         """The body is passed on and not needed any more: a long answer should not keep it in memory."""

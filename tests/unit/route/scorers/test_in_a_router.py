@@ -123,7 +123,7 @@ def test_prompts_that_nobody_holds_go_around() -> None:
 def test_a_session_header_leads_back() -> None:
     made = router("{type: session-affinity-filter}")
     first = made.decide(RouteRequest(id="first", model="m"))
-    headers = made.response_headers(first.decision)
+    headers = made.response_headers(first.decision, first.endpoint)
     for number in range(5):
         request = RouteRequest(id=str(number), model="m", headers=headers)
         assert made.decide(request).decision.target == first.decision.target

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from kvatlas.route.plugins import DecisionObserver, Filter, Producer, ResponseHeaders, Scorer, plugin_types
+from kvatlas.route.plugins import DecisionObserver, Filter, OutcomeObserver, Producer, ResponseHeaders, Scorer, plugin_types
 from tests.models.scoring import plugin
 
 DOES: dict[str, tuple[type, ...]] = {
@@ -21,11 +21,11 @@ DOES: dict[str, tuple[type, ...]] = {
     "prefix-cache-scorer": (Scorer,),
     "queue-scorer": (Scorer,),
     "running-requests-size-scorer": (Scorer,),
-    "session-affinity-filter": (Filter, DecisionObserver, ResponseHeaders),
-    "session-affinity-scorer": (Scorer, DecisionObserver, ResponseHeaders),
+    "session-affinity-filter": (Filter, DecisionObserver, OutcomeObserver, ResponseHeaders),
+    "session-affinity-scorer": (Scorer, DecisionObserver, OutcomeObserver, ResponseHeaders),
     "token-load-scorer": (Scorer,),
 }
-KINDS = (Producer, Filter, Scorer, DecisionObserver, ResponseHeaders)
+KINDS = (Producer, Filter, Scorer, DecisionObserver, OutcomeObserver, ResponseHeaders)
 
 
 @pytest.mark.parametrize("name", DOES)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kvatlas.errors import ConfigError
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision
+from kvatlas.route.outcome import End, Outcome
 from kvatlas.route.scorers.session import SessionAffinityFilter, SessionAffinityScorer
 from kvatlas.route.scorers.sessions import SessionStore
 from tests.models.scoring import candidate, cycle, decide, plugin
@@ -67,21 +68,28 @@ def test_a_header_that_names_nobody_here_means_nothing(value: str) -> None:
 @pytest.mark.parametrize("type_", [SessionAffinityScorer, SessionAffinityFilter])
 def test_the_response_names_the_endpoint(type_: Any) -> None:
     affinity = plugin(type_)
-    headers = affinity.response_headers(decided(affinity, asked(), B))
+    headers = affinity.response_headers(decided(affinity, asked(), B), B.name)
     assert headers == {"x-session-token": "ZGVmYXVsdC9i"}
     assert kept(plugin(SessionAffinityFilter), cycle([A, B, C], headers=headers)) == [B]
+
+
+def test_after_a_retry_the_response_names_who_answered() -> None:
+    affinity = plugin(SessionAffinityFilter)
+    assert affinity.response_headers(decided(affinity, asked(), A), B.name) == {"x-session-token": token("default/b")}
 
 
 def test_another_header_may_be_asked_for_in_any_case() -> None:
     affinity = plugin(SessionAffinityFilter, {"encodedEndpointHeaderConfig": {"header": " X-Stick "}})
     assert kept(affinity, asked(x_stick=token("default/a"))) == [A]
-    assert list(affinity.response_headers(decided(affinity, asked(), A))) == ["x-stick"]
+    assert list(affinity.response_headers(decided(affinity, asked(), A), A.name)) == ["x-stick"]
 
 
 def test_another_profiles_pick_may_be_the_sessions_endpoint() -> None:
     affinity = plugin(SessionAffinityScorer, {"profileName": "first"})
-    assert affinity.response_headers(decide(asked(), A, profiles={"first": B})) == {"x-session-token": token("default/b")}
-    assert affinity.response_headers(decide(asked(), A)) == {}
+    assert affinity.response_headers(decide(asked(), A, profiles={"first": B}), A.name) == {
+        "x-session-token": token("default/b")
+    }
+    assert affinity.response_headers(decide(asked(), A), A.name) == {}
 
 
 # -- the router remembers -----------------------------------------------------------------------------------------------
@@ -91,7 +99,7 @@ def test_another_profiles_pick_may_be_the_sessions_endpoint() -> None:
 def test_a_session_stays_where_its_first_request_went(type_: Any) -> None:
     affinity = plugin(type_, BY_ID)
     decision = decided(affinity, asked(x_session_id="s"), B)
-    assert affinity.response_headers(decision) == {}
+    assert affinity.response_headers(decision, B.name) == {}
     if type_ is SessionAffinityFilter:
         assert kept(affinity, asked(x_session_id=" s ")) == [B]
         assert kept(affinity, asked(x_session_id="other")) == [A, B, C]
@@ -129,6 +137,14 @@ def test_a_session_does_not_move_because_others_were_preferred_once() -> None:
     decided(affinity, asked(x_session_id="s"), B)
     decided(affinity, asked(x_session_id="s"), A)
     assert affinity.score(asked(x_session_id="s"), [A, B, C]) == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(("end", "kept_at"), [(End.DONE, C), (End.ENGINE_ERROR, B)])
+def test_a_session_moves_with_a_retry_that_went_well(end: End, kept_at: Candidate) -> None:
+    affinity = plugin(SessionAffinityFilter, BY_ID)
+    decision = decided(affinity, asked(x_session_id="s"), B)
+    affinity.finished(decision, C.name, Outcome(end=end))
+    assert kept(affinity, asked(x_session_id="s")) == [kept_at]
 
 
 def test_a_session_that_is_not_used_is_forgotten_after_300_seconds() -> None:
