@@ -80,8 +80,9 @@ class ApproximatePrefixCache:
             return None
         cycle.kept[self._kept] = prompt
         routed = self._history.match(prompt.hashes)
+        matches = {blocks: PrefixMatch(prompt.tokens(blocks), MatchSource.HISTORY) for blocks in set(routed.values())}
         found = {
-            candidate.endpoint.name: PrefixMatch(prompt.tokens(blocks), MatchSource.HISTORY)
+            candidate.endpoint.name: matches[blocks]
             for candidate in cycle.candidates
             if (blocks := routed.get(candidate.endpoint.name))
         }

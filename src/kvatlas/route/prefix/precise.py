@@ -176,10 +176,14 @@ def _query(request: RouteRequest) -> Query:
 
 def _row(rows: Mapping[Stream, StreamScore], streams: Sequence[Stream]) -> StreamScore | None:
     """Return the first row of an endpoint's streams that events speak of, else one that rests on promises alone."""
-    found = [row for stream in streams if (row := rows.get(stream)) is not None]
-    return next(
-        (row for row in found if row.model is not None or row.matched_blocks > row.speculative), next(iter(found), None)
-    )
+    promised = None
+    for stream in streams:
+        row = rows.get(stream)
+        if row is not None:
+            if row.model is not None or row.matched_blocks > row.speculative:
+                return row
+            promised = promised or row
+    return promised
 
 
 _NOTHING = PrefixMatch(0, MatchSource.EVENTS, cached_tokens=0)

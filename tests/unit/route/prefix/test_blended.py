@@ -194,3 +194,20 @@ def test_parameters_are_those_of_both_kinds(fleet: Fleet) -> None:
         producer(fleet, speculativeTTL="3s", speculativeTTLMax="2s")
     with pytest.raises(ConfigError, match="indexerConfig"):
         producer(fleet, indexerConfig={})
+
+
+def test_the_example_of_the_documentation(fleet: Fleet) -> None:
+    """docs/prefix-matching.md"""
+    made, prompt = producer(fleet, speculativeIndexing=False), PROMPT[:100]
+    for one in POOL:
+        route(made, request(prompt), one)
+    fleet.serve("a", prompt[:40])
+    fleet.serve("b", prompt[:8])
+    lose_an_event(fleet, "b", prompt)
+    found = matches(made, request(prompt))
+    assert [(found.of(one.name).tokens, found.of(one.name).source) for one in POOL] == [
+        (40, EVENTS),
+        (100, HISTORY),
+        (100, HISTORY),
+    ]
+    assert [found.of(one.name).stale for one in POOL] == [None, StaleReason.GAP, None]
