@@ -101,10 +101,12 @@ class PrecisePrefixCache:
         if not self._speculates or query is None or self._index is None:
             return
         computes = decision.computes_prompt
-        keys = self._index.block_keys(query)
-        for endpoint in {one.name: one for one in (computes, decision.target)}.values():
+        chosen = {one.name: one for one in (computes, decision.target)}.values()
+        lacking = [one for one in chosen if not self._confirmed(cycle, one.name)]
+        keys = self._index.block_keys(query) if lacking else []
+        for endpoint in lacking if keys else []:
             stream = self._promisable(endpoint, cycle.now_s)
-            if stream is not None and keys:
+            if stream is not None:
                 self._index.index.promise(stream, keys, self.lag.ttl_s)
                 if endpoint is computes:
                     self._watch(cycle, computes, stream, keys)
@@ -135,6 +137,15 @@ class PrecisePrefixCache:
             model = cycle.request.model
             cycle.notes.append(f"{self.name}: events of {_some(others)} name another model than {model!r} (setting models)")
         return found
+
+    def _confirmed(self, cycle: Cycle, endpoint: EndpointName) -> bool:
+        """Whether events say already that an endpoint holds every block of the prompt: then there is nothing to promise."""
+        found = cycle.matches.get(self.name)
+        if found is None:
+            return False
+        match = found.of(endpoint)
+        by_events = match.source is MatchSource.EVENTS and match.stale is None
+        return by_events and match.tokens - match.speculative_tokens >= found.blocks * found.block_size_tokens
 
     def _promisable(self, endpoint: Endpoint, now_s: float) -> Stream | None:
         """Return the stream to promise blocks to; None where they are promised only to those that were heard of."""

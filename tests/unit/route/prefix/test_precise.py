@@ -251,6 +251,16 @@ def test_promises_end_after_their_time(fleet: Fleet) -> None:
     assert match(made, request(PROMPT), A) is None
 
 
+def test_what_events_have_confirmed_is_not_promised_again(fleet: Fleet) -> None:
+    fleet.serve("a", PROMPT)
+    fleet.serve("b", PROMPT[:8])
+    made = producer(fleet, speculativeIndexing=True)
+    decide(made, A)
+    assert fleet.index.stats().speculative == 0
+    decide(made, B)
+    assert fleet.index.stats().speculative == 3
+
+
 def test_nothing_is_promised_unless_asked_for(fleet: Fleet) -> None:
     made = producer(fleet)
     decide(made, A)
