@@ -21,7 +21,7 @@ class Words:
     """A token for each word: the same word is the same token everywhere."""
 
     def text(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [xxhash.xxh32_intdigest(word) for word in text.split()]
+        return [xxhash.xxh32_intdigest(word.encode()) for word in text.split()]
 
     def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
         return self.text(" ".join(f"<{message['role']}> {_content(message)}" for message in messages))
