@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kvatlas.cli import doctor, explain, pods, record, replay, score, serve, tokenizer
+from kvatlas.cli import doctor, explain, pods, record, replay, route, score, serve, tokenizer
 from kvatlas.cli.screen import show_error
 from kvatlas.errors import KvatlasError
 
@@ -25,8 +25,9 @@ app = typer.Typer(
 )
 for command in (
     serve.serve,
-    score.score,
+    route.route,
     explain.explain,
+    score.score,
     pods.pods,
     record.record,
     replay.replay,
@@ -50,7 +51,7 @@ def _root(
 ) -> None:
     """A live map of which KV-cache blocks sit on which LLM engine, and who holds the longest prefix of a prompt.
 
-    Start with `kvatlas serve`, or look at a recording with `kvatlas replay`.
+    Start with `kvatlas serve` or `kvatlas route`, or look at a recording with `kvatlas replay`.
     """
 
 

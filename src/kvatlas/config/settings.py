@@ -11,19 +11,25 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 from msgspec.structs import force_setattr
 
+from kvatlas.config.extproc import ExtProcSettings
 from kvatlas.config.kinds import Capacity, Limit, Share, Wait
 from kvatlas.config.layers import Secret, SettingDoc, build, describe, read_layers
+from kvatlas.config.proxy import ProxySettings
 from kvatlas.config.quantities import Bytes, Seconds
+from kvatlas.config.route import RouteSettings
 from kvatlas.config.tokens import TokenSettings
 from kvatlas.errors import ConfigError
 
 __all__ = ["Config", "describe_config", "load_config"]
+
+L = TypeVar("L", "ApiSettings", ProxySettings)
+"""Settings of something that listens."""
 
 _TCP = r"tcp://(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}"
 _TCP_FORM = {"allowed": 'an address such as "tcp://10.0.0.7:5557"'}
@@ -259,6 +265,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_u
     ingest: IngestSettings = IngestSettings()
     tiered_cache: TieredCacheSettings = msgspec.field(default_factory=TieredCacheSettings)
     scorer: Annotated[str, Meta(description="Scorer used where a query names none.", min_length=1)] = "longest-prefix"
+    route: RouteSettings = msgspec.field(default_factory=RouteSettings)
+    proxy: ProxySettings = ProxySettings()
+    ext_proc: ExtProcSettings = ExtProcSettings()
     models: Annotated[
         Mapping[str, str], Meta(description="Other names of models: alias to the name in the engines' events.")
     ] = msgspec.field(default_factory=dict)
@@ -281,7 +290,8 @@ def load_config(
     _check_zmq(config.zmq)
     _check_weights(config.tiered_cache)
     check_keys(config.keys)
-    return msgspec.structs.replace(config, api=_check_api(config.api))
+    _check_tls("extProc", config.ext_proc)
+    return msgspec.structs.replace(config, api=_check_listener("api", config.api), proxy=_check_listener("proxy", config.proxy))
 
 
 def describe_config() -> list[SettingDoc]:
@@ -354,28 +364,31 @@ def _check_template(template: str) -> None:
     _check_port("zmq.replayEndpoint", plain, 1)
 
 
-def _check_api(api: ApiSettings) -> ApiSettings:
-    """Return the settings with the token in place."""
-    for name, file, other in (
-        ("tlsCertFile", api.tls_cert_file, api.tls_key_file),
-        ("tlsKeyFile", api.tls_key_file, api.tls_cert_file),
-    ):
-        if file is not None:
-            _read_file(f"api.{name}", file)
-        elif other is not None:
-            raise ConfigError(f"api.{name}", "is missing", "api.tlsCertFile and api.tlsKeyFile, both or none")
-    token: Any = api.token
-    if api.token_file is not None:
+def _check_listener(section: str, settings: L) -> L:
+    """Return the settings of a listener with the token in place."""
+    _check_tls(section, settings)
+    token: Any = settings.token
+    if settings.token_file is not None:
         if token is not None:
-            raise ConfigError("api.tokenFile", "api.token is given too", "one of the two")
-        token = Secret(_read_file("api.tokenFile", api.token_file).strip())
+            raise ConfigError(f"{section}.tokenFile", f"{section}.token is given too", "one of the two")
+        token = Secret(_read_file(f"{section}.tokenFile", settings.token_file).strip())
     if token is not None and not re.fullmatch(r"[!-~]{1,4096}", token):
         raise ConfigError(
-            "api.token" if api.token_file is None else "api.tokenFile",
+            f"{section}.token" if settings.token_file is None else f"{section}.tokenFile",
             "the token is empty, too long, or has blanks or special characters",
             "1 to 4096 visible ASCII characters",
         )
-    return msgspec.structs.replace(api, token=token)
+    return msgspec.structs.replace(settings, token=token)
+
+
+def _check_tls(section: str, settings: ApiSettings | ProxySettings | ExtProcSettings) -> None:
+    certificate, key = settings.tls_cert_file, settings.tls_key_file
+    for name, file, other in (("tlsCertFile", certificate, key), ("tlsKeyFile", key, certificate)):
+        if file is not None:
+            _read_file(f"{section}.{name}", file)
+        elif other is not None:
+            both = f"{section}.tlsCertFile and {section}.tlsKeyFile"
+            raise ConfigError(f"{section}.{name}", "is missing", f"{both}, both or none")
 
 
 def _read_file(path: str, file: str) -> str:

@@ -28,6 +28,7 @@ from kvatlas.discovery.static import StaticDiscovery
 from kvatlas.errors import ConfigError
 from kvatlas.observe.logs import get_logger
 from kvatlas.route.endpoint import Endpoint, EndpointName
+from kvatlas.route.load import EngineReport
 from kvatlas.route.router import Router
 
 log = get_logger("kvatlas.discovery")
@@ -74,16 +75,18 @@ class Fleet:
         settings: RouteSettings,
         metrics: DiscoveryMetrics | None = None,
         *,
+        told: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """``clock``: the router's. ``tls``: for engines that serve HTTPS."""
+        """``told``: called when the router was told something. ``clock``: the router's. ``tls``: for engines with HTTPS."""
         self._discovery = discovery
         self._router = router
+        self._told = told
         self._metrics = metrics or DiscoveryMetrics(CollectorRegistry())
         self.health = Health(_health_limits(settings), clock, _tell_health)
         self.poller = Poller(
-            router.report, health=self.health, observe=self._metrics.polled, limits=_poll_limits(settings), clock=clock, tls=tls
+            self._report, health=self.health, observe=self._metrics.polled, limits=_poll_limits(settings), clock=clock, tls=tls
         )
         self.found = asyncio.Event()
         """Set once endpoints were told, be there any or none."""
@@ -109,6 +112,11 @@ class Fleet:
         self.health.pool_changed(endpoints)
         self.poller.set_endpoints(endpoints)
         self.found.set()
+        self._told()
+
+    def _report(self, endpoint: EndpointName, report: EngineReport) -> None:
+        self._router.report(endpoint, report)
+        self._told()
 
 
 def _tell_health(endpoint: EndpointName, state: HealthState) -> None:

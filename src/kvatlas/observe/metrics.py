@@ -113,6 +113,11 @@ class Metrics:
         )
 
     @property
+    def registry(self) -> CollectorRegistry:
+        """Where other parts of the service register theirs."""
+        return self._registry
+
+    @property
     def hit_ratio(self) -> float:
         """Blocks found of blocks asked for over the last 1000 queries that asked for any; 0 before the first."""
         return self._hits.ratio

@@ -20,10 +20,12 @@ from kvatlas.errors import ConfigError
 from kvatlas.index.choice import REMEDY, native_version, why_no_native
 from kvatlas.indexer import Indexer
 from kvatlas.observe.logs import configure_logs, get_logger
+from kvatlas.route.router import Router
 from kvatlas.serve.connection import timed_protocol
 from kvatlas.serve.gate import Gate
 from kvatlas.serve.grpc import GrpcServer
 from kvatlas.serve.http import build_app
+from kvatlas.serve.routing.setup import DoorAddresses, Routing
 from kvatlas.tokens.setup import make_tokenization
 from kvatlas.tokens.tokenization import Tokenization
 
@@ -39,6 +41,10 @@ class Addresses(msgspec.Struct, frozen=True):
     grpc: str
     events: str | None
     """Where engines can connect to publish events; None where kvatlas connects to them."""
+    proxy: str | None = None
+    """Where the router's proxy takes requests; None where it is not open."""
+    ext_proc: str | None = None
+    """Where Envoy asks the endpoint picker; None where it is not open."""
 
 
 def run(config: Config) -> None:
@@ -74,7 +80,8 @@ async def _serve(
     tokenization = make_tokenization(config.tokens, indexer.metrics)
     cleanup.callback(tokenization.close)
     tokenization.warm()
-    http = _http_server(api, indexer, tokenization, gate)
+    routing = Routing(config, indexer, tokenization) if config.route.front_doors else None
+    http = _http_server(api, indexer, tokenization, gate, None if routing is None else routing.router)
     listener = _listen(api)
     cleanup.callback(listener.close)
     grpc_server = GrpcServer(indexer, tokenization, gate)
@@ -83,14 +90,18 @@ async def _serve(
     cleanup.push_async_callback(asyncio.to_thread, indexer.close)
     await asyncio.to_thread(indexer.start)
     await grpc_server.start()
+    doors = DoorAddresses()
+    if routing is not None:
+        cleanup.push_async_callback(routing.stop, at_once=True)
+        doors = await routing.start()
     http_port = listener.getsockname()[1]
     http_task = asyncio.create_task(http.serve(sockets=[listener]))
-    ready_task = asyncio.create_task(_follow_readiness(indexer, tokenization, grpc_server))
+    ready_task = asyncio.create_task(_follow_readiness(indexer, tokenization, grpc_server, routing))
     for event in (http.listening, stopping.asked):
         http_task.add_done_callback(partial(_set, event))  # should HTTP end by itself, the service ends
     try:
         await http.listening.wait()
-        addresses = _addresses(api, http_port, grpc_port, indexer.event_endpoint)
+        addresses = _addresses(api, http_port, grpc_port, indexer.event_endpoint, doors)
         _announce(api, addresses)
         if started is not None:
             started(addresses)
@@ -99,6 +110,8 @@ async def _serve(
         ready_task.cancel()
         gate.drain()
         _log.info("stopping", in_progress=gate.in_progress, grace_s=api.shutdown_grace)
+        if routing is not None:
+            await _close_doors(stopping, routing)
         await _end(stopping, http, http_task, grpc_server, api.shutdown_grace)
     _log.info("stopped")
 
@@ -123,8 +136,24 @@ async def _end(
         http_task.result()
 
 
-async def _follow_readiness(indexer: Indexer, tokenization: Tokenization, server: GrpcServer) -> None:
-    """Keep gRPC's health as the index is; a change is seen within READY_POLL_S."""
+async def _close_doors(stopping: _Stopping, routing: Routing) -> None:
+    """Let routed requests finish within the front doors' own grace, or at once where that is asked for meanwhile."""
+    closing = asyncio.create_task(routing.stop())
+    at_once = asyncio.create_task(stopping.at_once.wait())
+    await asyncio.wait({closing, at_once}, return_when="FIRST_COMPLETED")
+    at_once.cancel()
+    if not closing.done():
+        closing.cancel()
+        await routing.stop(at_once=True)
+
+
+async def _follow_readiness(indexer: Indexer, tokenization: Tokenization, server: GrpcServer, routing: Routing | None) -> None:
+    """Keep gRPC's health as the index is; a change is seen within READY_POLL_S.
+
+    A router takes requests while the index catches up: it goes by history and load until then.
+    """
+    if routing is not None:
+        await routing.set_ready(True)
     while True:
         await server.set_ready(indexer.ready()[0] and tokenization.ready()[0])
         await asyncio.sleep(READY_POLL_S)
@@ -180,9 +209,9 @@ class _Http(uvicorn.Server):
         yield
 
 
-def _http_server(api: ApiSettings, indexer: Indexer, tokenization: Tokenization, gate: Gate) -> _Http:
+def _http_server(api: ApiSettings, indexer: Indexer, tokenization: Tokenization, gate: Gate, router: Router | None) -> _Http:
     config = uvicorn.Config(
-        build_app(indexer, tokenization, gate),
+        build_app(indexer, tokenization, gate, router),
         http=timed_protocol(api.request_timeout),
         ws="none",
         lifespan="off",
@@ -226,9 +255,10 @@ def _listen(api: ApiSettings) -> socket.socket:
     return listener
 
 
-def _addresses(api: ApiSettings, http_port: int, grpc_port: int, events: str | None) -> Addresses:
+def _addresses(api: ApiSettings, http_port: int, grpc_port: int, events: str | None, doors: DoorAddresses) -> Addresses:
     scheme = "http" if api.tls_cert_file is None else "https"
-    return Addresses(f"{scheme}://{_netloc(api.host, http_port)}", _netloc(api.grpc_host, grpc_port), events)
+    http = f"{scheme}://{_netloc(api.host, http_port)}"
+    return Addresses(http, _netloc(api.grpc_host, grpc_port), events, doors.proxy, doors.ext_proc)
 
 
 def _tell_core(config: Config, core: str) -> None:
@@ -243,7 +273,9 @@ def _tell_core(config: Config, core: str) -> None:
 
 
 def _announce(api: ApiSettings, addresses: Addresses) -> None:
-    _log.info("serving", http=addresses.http, docs=f"{addresses.http}/docs", grpc=addresses.grpc, events=addresses.events)
+    doors = {name: address for name, address in (("proxy", addresses.proxy), ("ext_proc", addresses.ext_proc)) if address}
+    docs = f"{addresses.http}/docs"
+    _log.info("serving", http=addresses.http, docs=docs, grpc=addresses.grpc, events=addresses.events, **doors)
     if api.token is None and not (_is_loopback(api.host) and _is_loopback(api.grpc_host)):
         _log.warning("anyone who reaches these addresses can query and publish events; set api.token to prevent it")
 

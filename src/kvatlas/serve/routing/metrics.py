@@ -5,11 +5,15 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from kvatlas.errors import RouteError
+from kvatlas.observe.logs import get_logger
 from kvatlas.route.decision import Decision
 from kvatlas.route.outcome import Outcome
+from kvatlas.serve.routing.explain import why
 
 ENDPOINTS_MAX = 10_000
 OTHER = "other"
+
+_log = get_logger(__name__)
 
 _STAGE_BUCKETS_S = (
     25e-6,
@@ -37,7 +41,9 @@ _TOKEN_BUCKETS = (0, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 class RoutingMetrics:
     """All metrics of one router. Every method costs a few microseconds."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, log_ends: bool = False) -> None:
+        """``log_ends``: write a log line for each request that ended."""
+        self._log_ends = log_ends
         self._endpoints: set[str] = set()
         self._decisions = Counter(
             "kvatlas_route_decisions",
@@ -128,6 +134,18 @@ class RoutingMetrics:
         if outcome.ttft_s is not None:
             self._ttft.observe(outcome.ttft_s)
         predicted = decision.predicted_cached_tokens
+        if self._log_ends:
+            _log.info(
+                "routed",
+                request=decision.request.id,
+                endpoint=endpoint,
+                why=why(decision),
+                prompt_tokens=decision.request.prompt_tokens,
+                predicted_cached_tokens=predicted,
+                cached_tokens=outcome.cached_tokens,
+                ttft_s=outcome.ttft_s,
+                end=outcome.end.value,
+            )
         if outcome.cached_tokens is None or predicted is None or endpoint != decision.target.name:
             return
         self._predicted.inc(predicted)

@@ -1,0 +1,126 @@
+"""From settings to a router with everything around it: endpoints found and polled, requests admitted, front doors opened."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from kvatlas.config import Config
+from kvatlas.discovery.fleet import Fleet, make_discovery
+from kvatlas.discovery.metrics import DiscoveryMetrics
+from kvatlas.indexer import Indexer
+from kvatlas.observe.logs import get_logger
+from kvatlas.route.endpoint import EndpointName
+from kvatlas.route.log import DecisionLog
+from kvatlas.route.picker_config import build_router, load_config, read_config
+from kvatlas.serve.admission import admission_of
+from kvatlas.serve.extproc.server import ExtProcServer
+from kvatlas.serve.proxy.server import ProxyServer
+from kvatlas.serve.routing.dispatch import Dispatcher, RoutingBounds
+from kvatlas.serve.routing.metrics import RoutingMetrics
+from kvatlas.tokens.tokenization import Tokenization
+
+NAMES_SHOWN = 16
+
+OURS = """
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- {type: blended-prefix-cache-producer}
+- {type: decode-filter}
+- {type: expected-ttft-scorer}
+schedulingProfiles:
+- {name: default, plugins: [{pluginRef: decode-filter}, {pluginRef: expected-ttft-scorer}]}
+"""
+"""What decides where no other configuration is given."""
+
+_log = get_logger(__name__)
+
+
+class DoorAddresses(msgspec.Struct, frozen=True):
+    """Where front doors listen; None: not open."""
+
+    proxy: str | None = None
+    ext_proc: str | None = None
+
+
+class Routing:
+    """The route layer of a running service: one router, what keeps it informed, and its front doors. Of one event loop."""
+
+    def __init__(self, config: Config, indexer: Indexer, tokenization: Tokenization) -> None:
+        """Raises ConfigError for a picker configuration that is none, and where nobody is named to route to."""
+        settings = config.route
+        registry = indexer.metrics.registry
+        self._config = config
+        self._metrics = RoutingMetrics(registry, log_ends=settings.decision_log)
+        picker = load_config(settings.picker_config) if settings.picker_config else read_config(OURS, "kvatlas")
+        for note in picker.notes:
+            _log.info("picker configuration", note=note)
+        self.router = build_router(
+            picker,
+            index=indexer,
+            failed=self._producer_failed,
+            healthy=self._healthy,
+            log=DecisionLog(settings.decisions_kept),
+        )
+        self._admission = admission_of(self.router, picker.flow_control, flow_control=picker.flow_control_on)
+        discovery_metrics = DiscoveryMetrics(registry)
+        self._fleet = Fleet(
+            make_discovery(settings, discovery_metrics),
+            self.router,
+            settings,
+            discovery_metrics,
+            told=self._admission.changed,
+        )
+        bounds = RoutingBounds(tokens_timeout_s=settings.tokens_timeout, priorities=settings.objectives)
+        dispatcher = Dispatcher(self.router, tokenization, self._admission, self._metrics, bounds)
+        doors = settings.front_doors
+        self._proxy = ProxyServer(dispatcher, self._fleet.health, config.proxy, registry) if "proxy" in doors else None
+        self._picker = ExtProcServer(config.ext_proc, dispatcher, registry) if "ext-proc" in doors else None
+        self._informed: asyncio.Task[None] | None = None
+
+    async def start(self) -> DoorAddresses:
+        """Find endpoints, then open the front doors. Raises ConfigError where that cannot be done."""
+        self._informed = asyncio.create_task(self._fleet.run())
+        found = asyncio.create_task(self._fleet.found.wait())
+        await asyncio.wait({self._informed, found}, return_when="FIRST_COMPLETED")
+        found.cancel()
+        if self._informed.done():
+            self._informed.result()
+        names = [endpoint.name for endpoint in self.router.endpoints]
+        _log.info("endpoints", count=len(names), names=names[:NAMES_SHOWN])
+        addresses = DoorAddresses()
+        if self._proxy is not None:
+            await self._proxy.start()
+            addresses = DoorAddresses(self._proxy.url)
+        if self._picker is not None:
+            port, _ = self._picker.bind()
+            await self._picker.start()
+            addresses = msgspec.structs.replace(addresses, ext_proc=f"{self._config.ext_proc.host}:{port}")
+        return addresses
+
+    async def set_ready(self, ready: bool) -> None:
+        """Let Envoy's health checks say whether requests should be sent here."""
+        if self._picker is not None:
+            await self._picker.set_ready(ready)
+
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Close the front doors: requests in progress finish within their grace, those that wait for admission are refused."""
+        self._admission.close()
+        doors = []
+        if self._proxy is not None:
+            doors.append(self._proxy.stop(0.0 if at_once else None))
+        if self._picker is not None:
+            doors.append(self._picker.stop())
+        await asyncio.gather(*doors)
+        if self._informed is not None:
+            self._informed.cancel()
+            await asyncio.gather(self._informed, return_exceptions=True)
+
+    def _healthy(self, name: EndpointName) -> bool:
+        return self._fleet.health.healthy(name)
+
+    def _producer_failed(self, name: str, error: Exception) -> None:
+        self._metrics.producer_failed(name, error)
+        _log.warning("prefixes could not be matched", producer=name, error=f"{type(error).__name__}: {error}"[:500])
