@@ -138,7 +138,7 @@ def test_weights_and_filters_reach_the_decision() -> None:
 
 
 def test_a_producer_runs_if_it_is_configured() -> None:
-    router = build("plugins: [{type: holds}, {type: prefix-cache-scorer}]")
+    router = build("plugins: [{type: holds}, {type: prefix-cache-scorer, parameters: {prefixMatchInfoProducerName: holds}}]")
     router.set_endpoints([endpoint("a"), endpoint("b")])
     decision = router.decide(request()).decision
     assert decision.target.name == "b"

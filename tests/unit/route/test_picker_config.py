@@ -133,6 +133,10 @@ def test_a_scorer_that_names_no_producer_goes_by_llmds_default_where_that_is_con
     assert producer_of(config) == APPROX
 
 
+def test_a_producer_that_does_not_match_caches_stands_in_for_none() -> None:
+    assert producer_of(read_config("plugins: [{type: burst-prefix-cache-producer}, {type: prefix-cache-scorer}]")) == APPROX
+
+
 def test_a_producer_that_is_named_must_be_one() -> None:
     plugins = "plugins: [{type: queue-scorer}, {type: prefix-cache-scorer, parameters: {prefixMatchInfoProducerName: %s}}]"
     path = "plugins[1].parameters.prefixMatchInfoProducerName"
@@ -234,7 +238,7 @@ def test_two_scorers_that_matched_by_themselves_have_two_producers() -> None:
 def test_the_precise_scorer_is_a_producer_and_a_scorer() -> None:
     config = read_config(
         "plugins: [{type: precise-prefix-cache-scorer, parameters: {speculativeIndexing: true,"
-        " indexerConfig: {tokenProcessorConfig: {blockSize: 64}}}}]"
+        " indexerConfig: {tokenProcessorConfig: {blockSize: 64}, kvBlockIndexConfig: {maxPrefixBlocksToMatch: 256}}}}]"
     )
     assert types(config) == {PRECISE_PRODUCER: PRECISE_PRODUCER, "precise-prefix-cache-scorer": "prefix-cache-scorer"}
     assert producer_of(config, "precise-prefix-cache-scorer") == PRECISE_PRODUCER

@@ -24,7 +24,7 @@ from kvatlas.route.picker_config.document import (
     WrittenProfile,
     feature_gates,
 )
-from kvatlas.route.picker_config.older import APPROX, PREFIX_SCORER, Entry, Modern
+from kvatlas.route.picker_config.older import APPROX, PRECISE, PREFIX_SCORER, Entry, Modern
 from kvatlas.route.picker_config.spec import PickerConfig, PluginSpec, ProfilePlugin, ProfileSpec
 from kvatlas.route.plugins import Filter, Picker, Producer, ProfileHandler, Scorer
 
@@ -33,6 +33,8 @@ SINGLE_PROFILE_HANDLER = "single-profile-handler"
 UTILIZATION_DETECTOR = "utilization-detector"
 METRICS_SOURCE = "metrics-data-source"
 METRICS_EXTRACTOR = "core-metrics-extractor"
+_MATCHING = (APPROX, PRECISE, "blended-prefix-cache-producer")
+"""Who stands in for llm-d's default producer where none is named. Other producers find out other things than caches hold."""
 _CONSUMES = "prefix_match_info_producer_name"
 """Whose parameters have this field goes by the matches of a producer."""
 
@@ -111,8 +113,8 @@ class _Completion:
                 continue
             named = getattr(spec.parameters, _CONSUMES)
             if not named:
-                producers = self._are(Producer)
-                named = APPROX if APPROX in producers or not producers else producers[0]
+                matching = [one.name for one in self._specs.values() if one.type in _MATCHING]
+                named = APPROX if APPROX in self._specs or not matching else matching[0]
             if named == APPROX:
                 self._add_default(APPROX)
             path = f"{spec.path}.parameters.prefixMatchInfoProducerName"

@@ -161,12 +161,19 @@ class Modern:
 
 
 def _precise(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters with ``tokenProcessorConfig`` where it belongs: it was in ``indexerConfig``."""
-    inner = parameters.get("indexerConfig")
-    if "tokenProcessorConfig" in parameters or not isinstance(inner, dict) or "tokenProcessorConfig" not in inner:
+    """Return the parameters with ``tokenProcessorConfig`` where it belongs: it was in ``indexerConfig``.
+
+    Without ``maxPrefixBlocksToMatch`` too, which llm-d's own files of early 2026 had in ``kvBlockIndexConfig``, without effect.
+    """
+    indexer = parameters.get("indexerConfig")
+    if not isinstance(indexer, dict):
         return parameters
-    rest = {name: value for name, value in inner.items() if name != "tokenProcessorConfig"}
-    return {**parameters, "indexerConfig": rest, "tokenProcessorConfig": inner["tokenProcessorConfig"]}
+    indexer = dict(indexer)
+    moved = {"tokenProcessorConfig": indexer.pop("tokenProcessorConfig")} if "tokenProcessorConfig" in indexer else {}
+    blocks = indexer.get("kvBlockIndexConfig")
+    if isinstance(blocks, dict):
+        indexer["kvBlockIndexConfig"] = {name: value for name, value in blocks.items() if name != "maxPrefixBlocksToMatch"}
+    return {**moved, **parameters, "indexerConfig": indexer}
 
 
 def _precise_producer(modern: Modern, entry: Entry) -> list[Entry]:
