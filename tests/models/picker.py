@@ -112,7 +112,7 @@ class Picker:
     """Everything behind the ports, and the server in front of it, which can be stopped and started again."""
 
     def __init__(self, authorities: Sequence[str], **settings: Any) -> None:
-        self.settings = {"port": 0, "health_port": 0, "shutdown_grace": 5.0, **settings}
+        self.settings = {"port": 0, "health_port": 0, "shutdown_grace": 5.0, "drain_delay": 0.0, **settings}
         self.outcomes = Outcomes()
         self.admission = Gatekeeper()
         self.turns = Turns()

@@ -33,8 +33,13 @@ class ExtProcSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel",
     )
     drain_delay: Annotated[
         Annotated[Seconds, Meta(ge=0)],
-        Meta(description="How long requests are still taken after health checks say no, for Envoy to notice."),
-    ] = Seconds(0)
+        Meta(
+            description=(
+                "How long requests are still taken when the service stops and health checks say no already, for Envoy to "
+                "notice: two of its health checks."
+            )
+        ),
+    ] = Seconds(3)
     shutdown_grace: Annotated[
         Wait, Meta(description="How long requests in progress may take to finish when the service stops.")
     ] = Seconds(10)
