@@ -27,7 +27,7 @@ Command = Callable[[int, Sequence[str]], list[str]]
 
 def _kvatlas(port: int, engines: Sequence[str]) -> list[str]:
     named = [part for engine in engines for part in ("--endpoint", engine)]
-    own = ["--set", f"tokens.models.{MODEL}={TINY}", "--set", "log.level=warning", "--set", "zmq.endpoint=tcp://127.0.0.1:*"]
+    own = ["--set", f"tokens.models.{MODEL}={TINY}", "--set", "log.level=warning", "--set", "zmq.bind=false"]
     free = ["--api-port", "0", "--set", "api.grpcPort=0"]
     return [sys.executable, "-m", "kvatlas", "route", *named, "--port", str(port), *free, *own]
 

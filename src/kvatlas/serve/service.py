@@ -14,6 +14,7 @@ from functools import partial
 
 import msgspec
 import uvicorn
+import uvloop
 
 from kvatlas.config import ApiSettings, Config
 from kvatlas.errors import ConfigError
@@ -50,7 +51,7 @@ class Addresses(msgspec.Struct, frozen=True):
 def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT, with logs on standard error. Raises ConfigError or SourceError where it cannot start."""
     configure_logs(config.log)
-    asyncio.run(serve(config))
+    uvloop.run(serve(config))
 
 
 async def serve(
