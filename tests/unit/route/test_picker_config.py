@@ -14,8 +14,17 @@ from kvatlas.errors import ConfigError
 from kvatlas.route.deciders import PrefixBasedPdDecider
 from kvatlas.route.handlers import DisaggProfileHandler
 from kvatlas.route.inert.data_layer import FileDiscovery, MetricsDataSource
-from kvatlas.route.picker_config import PickerConfig, ProfilePlugin, ProfileSpec, load_config, read_config
+from kvatlas.route.picker_config import (
+    Catalog,
+    PickerConfig,
+    ProfilePlugin,
+    ProfileSpec,
+    build_router,
+    load_config,
+    read_config,
+)
 from kvatlas.route.picker_config.document import BYTES_MAX, Document
+from kvatlas.route.plugins import plugin_types
 from tests.unit.route.picker_configs import DISAGGREGATED, KSERVE, PRECISE
 
 APPROX = "approx-prefix-cache-producer"
@@ -410,3 +419,15 @@ def test_any_tree_is_read_or_refused(tree: object) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(ConfigError):
         read_config(text)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_any_parameters_of_any_type_are_read_or_refused(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(sorted(plugin_types())))
+    fields = Catalog().find(kind, "type").Parameters.__struct_encode_fields__
+    names = st.sampled_from(fields) if fields else WORDS
+    odd = st.sampled_from([10**30, -(10**30), 1e308, "9" * 40 + "s", "1e99", "tcp://*:5557", {}, []])
+    parameters = data.draw(st.dictionaries(names, TREES | odd, max_size=2))
+    with contextlib.suppress(ConfigError):
+        build_router(read_config(yaml.safe_dump({"plugins": [{"type": kind, "parameters": parameters}]})))
