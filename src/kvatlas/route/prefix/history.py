@@ -14,9 +14,9 @@ import msgspec
 
 from kvatlas.route.endpoint import EndpointName
 
-BLOCK_BYTES = 70
-"""A block's hash with its endpoints. This and ENTRY_BYTES are what CPython 3.11 needs at most: when a table has just grown."""
-ENTRY_BYTES = 160
+BLOCK_BYTES = 95
+"""A block's hash with its endpoints. This and ENTRY_BYTES are what CPython 3.11 was seen to need while entries come and go."""
+ENTRY_BYTES = 215
 """A block in the LRU of one endpoint."""
 
 

@@ -306,6 +306,17 @@ def test_promises_last_as_long_as_events_are_seen_to_take(fleet: Fleet) -> None:
     assert made.lag.ttl_s == pytest.approx(2 * 1.5, abs=0.25)
 
 
+def test_a_block_that_was_promised_before_is_not_waited_for_again(fleet: Fleet) -> None:
+    """Its event answers the first request, and would come too soon after the second."""
+    fleet.serve("a", [5] * 4)
+    made = producer(fleet, speculativeIndexing=True)
+    for _ in range(2):
+        decide(made, A)
+    for _ in range(4):
+        ask(made, request([1] * 4), now_s=140.0)
+    assert made.lag.never_came == 1
+
+
 # -- parameters -----------------------------------------------------------------------------------------------------------
 
 
