@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -43,6 +44,8 @@ class Preference:
     def __init__(self, matched_tokens: Mapping[str, int]) -> None:
         self.order: list[str] = []
         self.outcomes: list[tuple[str, Outcome]] = []
+        self.one_more = asyncio.Event()
+        """Set with every outcome."""
         self.decisions: list[Decision] = []
         self._matched_tokens = matched_tokens
 
@@ -57,6 +60,7 @@ class Preference:
     def finished(self, decision: Decision, endpoint: EndpointName, outcome: Outcome) -> None:
         self.decisions.append(decision)
         self.outcomes.append((endpoint, outcome))
+        self.one_more.set()
 
 
 class Best:
@@ -72,9 +76,7 @@ class OneProfile:
     def __init__(self, prefill: str | None) -> None:
         self._prefill = None if prefill is None else EndpointName(prefill)
 
-    def next_profiles(
-        self, cycle: Cycle, profiles: Mapping[str, Profile], runs: Mapping[str, ProfileRun | None]
-    ) -> list[str]:
+    def next_profiles(self, cycle: Cycle, profiles: Mapping[str, Profile], runs: Mapping[str, ProfileRun | None]) -> list[str]:
         return [] if runs else ["main"]
 
     def conclude(self, cycle: Cycle, runs: Mapping[str, ProfileRun | None]) -> Conclusion:
@@ -119,7 +121,8 @@ class Proxy:
     async def until_finished(self, count: int) -> None:
         """Wait until so many requests have ended."""
         while len(self.outcomes) < count:
-            await asyncio.sleep(0.001)
+            self.preference.one_more.clear()
+            await self.preference.one_more.wait()
 
     async def raw(self, request: bytes) -> bytes:
         """Send bytes over a connection of their own, and return all that comes until it is closed."""
@@ -143,8 +146,12 @@ async def proxy(
     matched_tokens: Mapping[str, int] | None = None,
     prefill: str | None = None,
     admission: Any = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Proxy]:
-    """Run a proxy before engines, named e0, e1 and so on, preferred in this order. ``settings``: of ProxySettings."""
+    """Run a proxy before engines, named e0, e1 and so on, preferred in this order.
+
+    ``settings``: of ProxySettings; ``limits``, ``clock``: of the engines' health.
+    """
     preference = Preference(matched_tokens or {})
     scheduler = Scheduler(
         (NamedProducer("told", preference),),
@@ -156,7 +163,7 @@ async def proxy(
     registry = CollectorRegistry()
     tokenization = make_tokenization(TokenSettings(), Metrics())
     dispatcher = Dispatcher(router, tokenization, admission or Open(), RoutingMetrics(registry))
-    health = Health(limits)
+    health = Health(limits, clock)
     defaults = ProxySettings(port=0, shutdown_grace=Seconds(5))
     server = ProxyServer(dispatcher, health, msgspec.structs.replace(defaults, **(settings or {})), registry)
     await server.start()

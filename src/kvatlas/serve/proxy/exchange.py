@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
-from kvatlas.route.endpoint import Endpoint, EndpointName
+from kvatlas.discovery.health import Health
+from kvatlas.route.endpoint import Endpoint
 from kvatlas.route.outcome import End, Outcome
 from kvatlas.serve.proxy.connection import EngineConnection
 from kvatlas.serve.proxy.errors import Break, ProxyError, UpstreamError, unanswered
 from kvatlas.serve.proxy.headers import to_client
-from kvatlas.serve.proxy.retries import RetryBudget, in_order, next_endpoint
+from kvatlas.serve.proxy.retries import RetryBudget, Tried
 from kvatlas.serve.proxy.upstream import Upstream
 from kvatlas.serve.routing.answers import AnswerReader, Usage
 from kvatlas.serve.routing.asked import REQUEST_ID
@@ -24,26 +25,6 @@ from kvatlas.serve.routing.dispatch import Trip
 
 BROKEN_OFF = b'data: {"error":{"message":"the engine broke off","type":"server_error","param":null,"code":502}}\n\n'
 """The last event of a stream that its engine broke off. No [DONE] follows, and the connection is closed."""
-
-
-class Turn(Protocol):
-    """One request to an endpoint, as a circuit breaker sees it."""
-
-    def succeeded(self) -> None: ...
-
-    def failed(self) -> None: ...
-
-    def __enter__(self) -> object: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-class Health(Protocol):
-    """Who is in rotation (kvatlas.discovery.health)."""
-
-    def healthy(self, name: EndpointName) -> bool: ...
-
-    def enter(self, name: EndpointName) -> Turn | None: ...
 
 
 class ExchangeLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,35 +95,30 @@ class Exchange:
 
     async def _send(self) -> EngineConnection:
         """Send the request to its target, or to whom it can be sent instead; return where an answer begins."""
-        endpoints = in_order(self._trip.decision)
-        tried: set[str] = set()
-        unreachable: set[str] = set()
         self._budget.request()
+        tried = Tried(self._trip.decision, self._health.healthy)
+        endpoint = tried.first()
         while True:
-            endpoint = next_endpoint(endpoints, tried, unreachable, self._health.healthy) or self.endpoint
             if endpoint.name != self.endpoint.name:
                 self._trip.moved(endpoint)
                 self.endpoint = endpoint
-            tried.add(endpoint.name)
             try:
                 connection = await self._attempt(endpoint)
             except UpstreamError as error:
-                if error.how is Break.NO_CONNECTION:
-                    unreachable.add(endpoint.url)
-                if error.how is Break.SILENT or not self._may_retry(endpoints, tried, unreachable):
+                another = None if error.how is Break.SILENT else self._another(tried, error)
+                if another is None:
                     raise
-                continue
-            if connection.status == 503 and self._may_retry(endpoints, tried, unreachable):
+            else:
+                another = self._another(tried) if connection.status == 503 else None
+                if another is None:
+                    return connection
                 self._upstream.release(endpoint, connection)
-                continue
-            return connection
+            endpoint = another
 
-    def _may_retry(self, endpoints: list[Endpoint], tried: set[str], unreachable: set[str]) -> bool:
-        return (
-            len(tried) <= self._limits.retries_max
-            and next_endpoint(endpoints, tried, unreachable, self._health.healthy) is not None
-            and self._budget.take()
-        )
+    def _another(self, tried: Tried, error: UpstreamError | None = None) -> Endpoint | None:
+        """Return who gets the request after the one it was sent to failed; None: nobody."""
+        another = tried.next(unreachable=error is not None and error.how is Break.NO_CONNECTION)
+        return another if tried.count <= self._limits.retries_max and another is not None and self._budget.take() else None
 
     async def _attempt(self, endpoint: Endpoint) -> EngineConnection:
         head = self._engine_head(endpoint)
@@ -175,9 +151,9 @@ class Exchange:
             self._end = _end(connection.status)
             return web.Response(body=body, status=connection.status, headers=headers)
         response = self._response = web.StreamResponse(status=connection.status, headers=headers)
-        await response.prepare(request)
         piece = b"\n\n"
         try:
+            await response.prepare(request)
             while following := await connection.read(self._upstream.limits.idle_s):
                 piece = following
                 self._feed(piece)
@@ -186,7 +162,8 @@ class Exchange:
             self._end = End.ENGINE_ERROR
             self._tell_health()
             if events and piece.endswith(b"\n\n"):
-                await self._write(response, BROKEN_OFF)
+                with contextlib.suppress(ConnectionError):
+                    await self._write(response, BROKEN_OFF)
             request.protocol.force_close()  # once what was written is sent
         except ConnectionError:
             return _cut(request, response)

@@ -14,11 +14,12 @@ import msgspec
 from aiohttp import web
 
 from kvatlas.config.proxy import ProxySettings
+from kvatlas.discovery.health import Health
 from kvatlas.errors import RequestError, RouteError, StoppingError
 from kvatlas.observe.logs import get_logger
 from kvatlas.route.endpoint import Endpoint
 from kvatlas.serve.proxy.errors import ProxyError, as_refusal
-from kvatlas.serve.proxy.exchange import Exchange, ExchangeLimits, Health
+from kvatlas.serve.proxy.exchange import Exchange, ExchangeLimits
 from kvatlas.serve.proxy.headers import EXPLAIN, Client, Pair, by_name, framing_problem, request_head, to_engine
 from kvatlas.serve.proxy.metrics import ProxyMetrics
 from kvatlas.serve.proxy.models import Models
@@ -140,6 +141,11 @@ class ProxyHandler:
         if headers.get("expect", "").lower() == "100-continue":
             assert request.transport is not None
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if request.content.is_eof() and request.content.exception() is None:  # all of it is here
+            body = request.content.read_nowait()
+            if len(body) > limit:
+                raise too_large
+            return body
         pieces: list[bytes] = []
         received = 0
         try:

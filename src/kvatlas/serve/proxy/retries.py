@@ -30,6 +30,43 @@ class RetryBudget:
         return True
 
 
+class Tried:
+    """Whom a request was sent to, and who is next. Health is a hint: where nobody is healthy, the best of the others is."""
+
+    def __init__(self, decision: Decision, healthy: Callable[[EndpointName], bool]) -> None:
+        self._decision = decision
+        self._healthy = healthy
+        self._at = decision.target
+        self._names: set[str] = set()
+        self._unreachable: set[str] = set()
+
+    @property
+    def count(self) -> int:
+        """How many could not take it."""
+        return len(self._names)
+
+    def first(self) -> Endpoint:
+        """Return who is to get the request."""
+        target = self._decision.target
+        if not self._healthy(target.name):
+            self._at = self._choose() or target
+        return self._at
+
+    def next(self, *, unreachable: bool) -> Endpoint | None:
+        """Return who is next; None where nobody is left. ``unreachable``: so is everybody else at the last one's address."""
+        self._names.add(self._at.name)
+        if unreachable:
+            self._unreachable.add(self._at.url)
+        following = self._choose()
+        if following is not None:
+            self._at = following
+        return following
+
+    def _choose(self) -> Endpoint | None:
+        left = [one for one in in_order(self._decision) if one.name not in self._names and one.url not in self._unreachable]
+        return next((one for one in left if self._healthy(one.name)), left[0] if left else None)
+
+
 def in_order(decision: Decision) -> list[Endpoint]:
     """Return who could take a request, best first: the targets, then by their totals those whom the same profile considered."""
     targets = list(decision.targets)
@@ -39,14 +76,3 @@ def in_order(decision: Decision) -> list[Endpoint]:
             ranked = sorted(zip(run.totals, run.candidates, strict=True), key=lambda pair: -pair[0])
             return targets + [candidate.endpoint for _, candidate in ranked if candidate.name not in chosen]
     return targets
-
-
-def next_endpoint(
-    endpoints: list[Endpoint], tried: set[str], unreachable: set[str], healthy: Callable[[EndpointName], bool]
-) -> Endpoint | None:
-    """Return whom to try next; None where nobody is left. ``tried``: names; ``unreachable``: URLs.
-
-    Health is a hint: where nobody is healthy, the best of the others is tried.
-    """
-    left = [endpoint for endpoint in endpoints if endpoint.name not in tried and endpoint.url not in unreachable]
-    return next((endpoint for endpoint in left if healthy(endpoint.name)), left[0] if left else None)

@@ -13,9 +13,9 @@ from aiohttp.web_protocol import RequestHandler
 from prometheus_client import CollectorRegistry
 
 from kvatlas.config.proxy import ProxySettings
+from kvatlas.discovery.health import Health
 from kvatlas.errors import ConfigError
 from kvatlas.serve.proxy.errors import ProxyError, as_refusal
-from kvatlas.serve.proxy.exchange import Health
 from kvatlas.serve.proxy.handler import ProxyHandler
 from kvatlas.serve.proxy.metrics import ProxyMetrics
 from kvatlas.serve.proxy.upstream import Upstream, UpstreamLimits
@@ -132,7 +132,7 @@ class _Connections(web.Server):
         """Close connections that carry no request."""
         for connection in self.connections:
             if connection not in self._busy:
-                connection.close()
+                connection.force_close()
 
     async def idle(self, limit_s: float) -> bool:
         """Return when no request is in progress, or the time is over: False then."""

@@ -1,0 +1,313 @@
+"""The proxy before engines that fail, and for clients that go away: what is tried again, what is told, what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import Literal
+
+import aiohttp
+import pytest
+
+from kvatlas.config import Seconds
+from kvatlas.discovery.health import HealthLimits, HealthState
+from kvatlas.route.endpoint import EndpointName
+from kvatlas.route.outcome import End
+from kvatlas.serve.proxy.exchange import BROKEN_OFF
+from kvatlas.serve.proxy.retries import BURST_MAX
+from tests.integration.proxying import CHAT, COMPLETION, Proxy, endpoint_of, proxy
+from tests.models.http_engine import Fault, HttpEngine, engine
+
+STREAM = {**COMPLETION, "stream": True, "max_tokens": 8}
+E0 = EndpointName("e0")
+
+
+async def ask(px: Proxy, body: dict[str, object] = COMPLETION) -> int:
+    async with px.client.post("/v1/completions", json=body) as answer:
+        await answer.read()
+        return answer.status
+
+
+def ends(px: Proxy) -> list[tuple[str, End]]:
+    return [(where, outcome.end) for where, outcome in px.outcomes]
+
+
+# -- before an answer begins --------------------------------------------------------------------------------------------
+
+
+async def test_a_request_to_an_engine_that_is_gone_goes_to_the_next() -> None:
+    async with engine() as one, engine() as two, proxy(one, two) as px:
+        await one.refuse()
+        assert await ask(px) == 200
+        assert len(two.requests) == 1
+        assert ends(px) == [("e1", End.DONE)]
+        assert px.router.load(E0).in_flight.requests == 0
+
+
+@pytest.mark.parametrize("kind", ["reset", "garbage"])
+async def test_a_request_whose_engine_breaks_off_before_its_answer_goes_to_the_next(kind: Literal["reset", "garbage"]) -> None:
+    async with engine() as one, engine() as two, proxy(one, two) as px:
+        one.fault = Fault(kind)
+        assert await ask(px) == 200
+        assert ends(px) == [("e1", End.DONE)]
+        assert one.requests[0].body == two.requests[0].body
+
+
+async def test_a_request_that_an_engine_is_too_busy_for_goes_to_the_next() -> None:
+    async with engine() as one, engine() as two, proxy(one, two) as px:
+        one.fault = Fault("status", status=503)
+        assert [await ask(px) for _ in range(6)] == [200] * 6
+        assert px.health.state(E0) is HealthState.HEALTHY  # busy is not broken
+
+
+async def test_where_everybody_is_too_busy_the_engine_s_own_answer_is_passed_on() -> None:
+    async with engine() as one, engine() as two, proxy(one, two) as px:
+        one.fault = two.fault = Fault("status", status=503)
+        async with px.client.post("/v1/completions", json=COMPLETION) as answer:
+            assert answer.status == 503
+            assert "fault of the test" in await answer.text()
+        assert ends(px) == [("e1", End.ENGINE_ERROR)]
+
+
+async def test_an_engine_s_other_errors_are_passed_on_at_once() -> None:
+    async with engine() as one, engine() as two, proxy(one, two) as px:
+        one.fault = Fault("status", status=500)
+        assert await ask(px) == 500
+        assert not two.requests
+        assert ends(px) == [("e0", End.ENGINE_ERROR)]
+
+
+async def test_an_engine_that_says_nothing_is_given_up_and_not_tried_elsewhere() -> None:
+    async with engine() as one, engine() as two, proxy(one, two, settings={"first_byte_timeout": Seconds(0.1)}) as px:
+        one.fault = Fault("hang")
+        async with px.client.post("/v1/completions", json=COMPLETION) as answer:
+            assert answer.status == 504
+            assert "proxy.firstByteTimeout" in (await answer.json())["error"]["message"]
+        assert not two.requests
+        assert ends(px) == [("e0", End.UNREACHABLE)]
+        await one.until(lambda e: e.cancelled == 1)
+
+
+async def test_without_anybody_left_the_failure_is_told() -> None:
+    async with engine() as one, proxy(one) as px:
+        await one.refuse()
+        async with px.client.post("/v1/completions", json=COMPLETION) as answer:
+            assert answer.status == 502
+            assert "e0" in (await answer.json())["error"]["message"]
+        assert ends(px) == [("e0", End.UNREACHABLE)]
+
+
+async def test_retries_of_one_request_are_bounded() -> None:
+    async with engine() as one, engine() as two, engine() as three, engine() as four:
+        engines = (one, two, three, four)
+        for each in engines:
+            each.fault = Fault("reset")
+        async with proxy(*engines, settings={"retries_max": 2}) as px:
+            assert await ask(px) == 502
+        assert [len(each.requests) for each in engines] == [1, 1, 1, 0]
+
+
+async def test_retries_of_all_requests_are_a_share_of_them() -> None:
+    async with engine() as one, engine() as two:
+        one.fault = two.fault = Fault("status", status=503)
+        async with proxy(one, two, settings={"retry_share": 0.0}) as px:
+            for _ in range(40):
+                assert await ask(px) == 503
+        assert len(one.requests) == 40
+        assert len(two.requests) == BURST_MAX
+
+
+async def test_all_ranks_at_an_address_that_is_gone_are_passed_over() -> None:
+    async with engine() as one, engine() as two, proxy() as px:
+        ranks = [endpoint_of(one, f"e0#dp{rank}", names_rank=True, dp_rank=rank) for rank in range(4)]
+        px.route_to(*ranks, endpoint_of(two, "e1"))
+        await one.refuse()
+        assert await ask(px) == 200
+        assert len(px.router.log.last(1)[0].moves) == 1
+
+
+async def test_a_kept_connection_that_the_engine_closed_is_no_failure() -> None:
+    async with engine() as one, proxy(one, settings={"retries_max": 0}) as px:
+        for _ in range(20):
+            assert await ask(px) == 200
+            one.fault = Fault("reset", times=1)
+            assert await ask(px) == 200  # the connection was used before: another one is made
+        assert px.health.state(E0) is HealthState.HEALTHY
+
+
+# -- circuit breakers ---------------------------------------------------------------------------------------------------
+
+
+async def test_an_engine_that_fails_is_left_alone_then_tried_again() -> None:
+    now = 0.0
+    async with engine() as one, engine() as two, proxy(one, two, limits=HealthLimits(3, 5.0), clock=lambda: now) as px:
+        await one.refuse()
+        for _ in range(5):
+            assert await ask(px) == 200
+        assert px.health.state(E0) is HealthState.FAILING
+        await one.listen()
+        assert await ask(px) == 200
+        assert not one.requests
+        now = 6.0
+        assert await ask(px) == 200
+        assert len(one.requests) == 1
+        assert px.health.state(E0) is HealthState.HEALTHY
+
+
+async def test_engines_that_come_and_go_cost_no_request() -> None:
+    async with engine() as one, engine() as two, proxy(one, two, settings={"retry_share": 1.0}) as px:
+        for turn in range(10):
+            await one.refuse()
+            assert await ask(px) == 200
+            await one.listen()
+            assert await ask(px, STREAM if turn % 2 else COMPLETION) == 200
+
+
+async def test_where_nobody_is_healthy_requests_are_sent_nevertheless() -> None:
+    async with engine() as one, proxy(one, limits=HealthLimits(1, 1e9)) as px:
+        one.fault = Fault("status", status=500, times=1)
+        assert await ask(px) == 500
+        assert px.health.state(E0) is HealthState.FAILING
+        assert await ask(px) == 200
+
+
+# -- midway -------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_that_the_engine_breaks_off_is_broken_off_with_a_reason() -> None:
+    async with engine() as one, engine() as two, proxy(one, two) as px:
+        one.fault = Fault("close-midway", after=2)
+        one.step(100)
+        async with px.client.post("/v1/completions", json=STREAM) as answer:
+            assert answer.status == 200
+            received = b""
+            with contextlib.suppress(aiohttp.ClientPayloadError):
+                while piece := await answer.content.readany():
+                    received += piece
+                pytest.fail("the answer ended as if it were whole")
+        assert received.endswith(BROKEN_OFF)
+        assert received.count(b"data:") == 3
+        assert ends(px) == [("e0", End.ENGINE_ERROR)]
+        assert not two.requests
+
+
+async def test_an_answer_that_is_no_stream_is_broken_off_without_a_word() -> None:
+    async with engine() as one, proxy(one) as px:
+        one.fault = Fault("close-midway", after=2)
+        async with px.client.post("/v1/completions", json=COMPLETION) as answer:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await answer.read()
+        assert ends(px) == [("e0", End.ENGINE_ERROR)]
+
+
+async def test_an_engine_that_stops_midway_is_given_up() -> None:
+    async with engine() as one, proxy(one, settings={"idle_timeout": Seconds(0.1)}) as px:
+        one.fault = Fault("hang-midway", after=2)
+        async with px.client.post("/v1/completions", json=STREAM) as answer:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await answer.read()
+        assert ends(px) == [("e0", End.ENGINE_ERROR)]
+        await one.until(lambda e: e.cancelled == 1)
+
+
+async def test_a_request_ends_when_its_time_is_over_however_it_goes_on() -> None:
+    async with engine() as one, proxy(one, settings={"request_timeout": Seconds(0.2)}) as px:
+        one.fault = Fault("slow", after=1, slow_s=0.01)
+        async with px.client.post("/v1/completions", json={**STREAM, "max_tokens": 1000}) as answer:
+            with pytest.raises((aiohttp.ClientPayloadError, aiohttp.ClientConnectionResetError)):
+                await answer.read()
+        assert ends(px) == [("e0", End.ENGINE_ERROR)]
+
+
+async def test_a_slow_answer_passes_byte_by_byte() -> None:
+    async with engine() as one, proxy(one) as px:
+        one.fault = Fault("slow", after=0, slow_s=0)
+        async with px.client.post("/v1/completions", json=COMPLETION) as answer:
+            assert json.loads(await answer.read())["choices"]
+        assert ends(px) == [("e0", End.DONE)]
+
+
+# -- clients ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_leaves_before_the_answer_ends_the_engine_s_work() -> None:
+    async with engine() as one, proxy(one) as px:
+        one.fault = Fault("hang")
+        task = asyncio.create_task(ask(px))
+        await one.until(lambda e: len(e.requests) == 1)
+        task.cancel()
+        await one.until(lambda e: e.cancelled == 1)
+        await px.until_finished(1)
+        assert ends(px) == [("e0", End.CLIENT_GONE)]
+        assert px.server.in_progress == 0
+        assert px.router.load(E0).in_flight.requests == 0
+        assert px.health.state(E0) is HealthState.HEALTHY
+
+
+async def test_a_client_that_leaves_midway_ends_the_engine_s_work() -> None:
+    async with engine() as one, proxy(one) as px:
+        one.step(1)
+        async with px.client.post("/v1/chat/completions", json={**CHAT, "stream": True, "max_tokens": 100}) as answer:
+            await answer.content.readuntil(b"\n\n")
+            answer.close()
+        await one.until(lambda e: e.cancelled == 1)
+        await px.until_finished(1)
+        assert ends(px) == [("e0", End.CLIENT_GONE)]
+
+
+async def test_what_a_slow_client_does_not_take_stays_with_the_engine() -> None:
+    events = 300_000  # over 40 MB; kernels may hold 20 of them
+    async with (
+        engine() as one,
+        proxy(one) as px,
+        px.client.post("/v1/completions", json={**STREAM, "max_tokens": events}) as answer,
+    ):
+        await answer.content.readany()
+        sent = -1
+        while sent != one.bytes_sent:  # until all buffers on the way are full
+            sent = one.bytes_sent
+            for _ in range(2_000):
+                await asyncio.sleep(0)
+        assert sent < 30 << 20
+        connection = next(iter(px.server._upstream._engines[one.url].open))
+        assert connection._buffered < 1 << 20
+        rest = await answer.content.read()
+        assert rest.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_client_that_takes_nothing_is_given_up() -> None:
+    async with (
+        engine() as one,
+        proxy(one, settings={"client_timeout": Seconds(0.3)}) as px,
+        px.client.post("/v1/completions", json={**STREAM, "max_tokens": 300_000}) as answer,
+    ):
+        await px.until_finished(1)
+        assert ends(px) == [("e0", End.CLIENT_GONE)]
+        await one.until(lambda e: e.cancelled == 1)
+        answer.close()
+
+
+async def test_engines_have_as_many_connections_as_they_may() -> None:
+    async with engine() as one, engine() as two, proxy(one, two, settings={"engine_connections_max": 2}) as px:
+        one.fault = Fault("hang", times=2)
+        waiting = [asyncio.create_task(ask(px)) for _ in range(2)]
+        await one.until(lambda e: len(e.requests) == 2)
+        assert await ask(px) == 200
+        assert len(two.requests) == 1
+        for task in waiting:
+            task.cancel()
+
+
+async def test_a_hundred_clients_are_served_while_engines_die_and_return() -> None:
+    async with engine() as one, engine() as two, engine() as three:
+        engines: tuple[HttpEngine, ...] = (one, two, three)
+        async with proxy(*engines, settings={"retry_share": 1.0, "retries_max": 2}) as px:
+            async with asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(ask(px, STREAM)) for _ in range(100)]
+                await one.until(lambda e: e.finished > 5)
+                one.fault = Fault("reset", times=20)
+            assert {task.result() for task in asked} <= {200, 502}
+            await px.until_finished(100)
+            assert px.server.in_progress == 0
+            assert all(px.router.load(endpoint.name).in_flight.requests == 0 for endpoint in px.router.endpoints)
