@@ -1,0 +1,155 @@
+"""`kvatlas route` as a whole: engines with events in front of a running service, requests through its proxy, and why."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from kvatlas.cli.client import ServiceClient
+from kvatlas.config import load_config
+from kvatlas.errors import ConfigError
+from kvatlas.serve.routing.explain import DecisionShown
+from kvatlas.serve.service import Addresses, serve
+from tests.integration.running import FREE, running
+from tests.models.chats import DATA
+from tests.models.http_engine import HttpEngine, engine
+
+TINY = DATA / "tinymodel"
+DOORS = ("proxy.port=0", 'route.frontDoors=["proxy"]', f"tokens.models.tiny={TINY}", "route.tokensTimeout=10s")
+LONG = "You are a booking agent that knows every airline, and answers in one sentence. " * 30
+
+
+@asynccontextmanager
+async def fleet(count: int, *overrides: str, events: bool = True) -> AsyncIterator[tuple[Addresses, list[HttpEngine]]]:
+    """Run engines, and a service that routes to them."""
+    async with AsyncExitStack() as stack:
+        engines = [
+            await stack.enter_async_context(engine(tokenizer=str(TINY), events=events, prefill_tokens_per_s=50_000))
+            for _ in range(count)
+        ]
+        followed = [
+            {"endpoint": one.publisher.endpoint, "replayEndpoint": one.publisher.replay_endpoint, "pod": one.authority}
+            for one in engines
+            if one.publisher is not None
+        ]
+        named = [f"route.endpoints={json.dumps([one.url for one in engines])}", f"zmq.engines={json.dumps(followed)}"]
+        addresses = await stack.enter_async_context(running(*DOORS, *named, *overrides))
+        async with httpx.AsyncClient(base_url=addresses.http, timeout=20) as http:
+            while (await http.get("/readyz")).status_code != 200:  # until then requests are routed without their tokens
+                pass
+        yield addresses, engines
+
+
+async def chat(addresses: Addresses, question: str, request_id: str, system: str = LONG) -> httpx.Response:
+    assert addresses.proxy is not None
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    async with httpx.AsyncClient(base_url=addresses.proxy, timeout=20) as http:
+        return await http.post(
+            "/v1/chat/completions",
+            json={"model": "tiny", "messages": messages, "max_tokens": 4},
+            headers={"x-request-id": request_id, "x-kvatlas-explain": "1"},
+        )
+
+
+async def decision(addresses: Addresses, request_id: str) -> DecisionShown:
+    """Return a decision once its request has ended."""
+    client = ServiceClient(addresses.http)
+    while True:
+        (found,), _ = await asyncio.to_thread(client.decisions, request_id, None, 1)
+        if found.outcome.end is not None:
+            return found
+        await asyncio.sleep(0.01)
+
+
+async def held(addresses: Addresses) -> None:
+    """Wait until the index has what the engines said."""
+    async with httpx.AsyncClient(base_url=addresses.http, timeout=20) as http:
+        while not any(pod["blocks"] for pod in (await http.get("/v1/pods")).json()["pods"]):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_request_goes_where_its_prefix_is_and_the_prediction_is_what_the_engine_reports() -> None:
+    async with fleet(3) as (addresses, engines):
+        first = await chat(addresses, "one", "r1")
+        assert first.status_code == 200
+        await held(addresses)
+        for number in range(2, 6):
+            again = await chat(addresses, f"question {number}", f"r{number}")
+            assert again.headers["x-kvatlas-endpoint"] == first.headers["x-kvatlas-endpoint"]
+            assert again.headers["x-kvatlas-matched-by"] == "events"
+            shown = await decision(addresses, f"r{number}")
+            usage = again.json()["usage"]
+            assert (
+                shown.predicted_cached_tokens == shown.outcome.cached_tokens == usage["prompt_tokens_details"]["cached_tokens"]
+            )
+            assert shown.prompt_tokens == shown.outcome.prompt_tokens == usage["prompt_tokens"]
+        assert sorted(len(one.requests) for one in engines if one.requests)[-1] >= 5
+
+
+async def test_without_events_history_says_where_a_prefix_is() -> None:
+    async with fleet(3, events=False) as (addresses, _):
+        first = await chat(addresses, "one", "r1")
+        again = await chat(addresses, "two", "r2")
+        assert again.headers["x-kvatlas-endpoint"] == first.headers["x-kvatlas-endpoint"]
+        assert again.headers["x-kvatlas-matched-by"] == "history"
+        shown = await decision(addresses, "r2")
+        assert any("event" in note for note in shown.notes)
+
+
+async def test_a_model_without_a_tokenizer_is_routed_and_says_so() -> None:
+    async with fleet(2, "tokens.models={}", events=False) as (addresses, _):
+        assert (await chat(addresses, "one", "r1")).status_code == 200
+        shown = await decision(addresses, "r1")
+        assert any("tokens were not known" in note for note in shown.notes)
+
+
+async def test_prompts_that_share_nothing_are_spread() -> None:
+    async with fleet(3) as (addresses, engines):
+        answers = await asyncio.gather(*(chat(addresses, "hi", f"r{n}", system=f"{n} {LONG}") for n in range(12)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert all(len(one.requests) > 0 for one in engines)
+
+
+async def test_an_llm_d_configuration_decides_where_one_is_given(tmp_path: Any) -> None:
+    file = tmp_path / "epp.yaml"
+    file.write_text(
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+        "plugins: [{type: precise-prefix-cache-producer}, {type: prefix-cache-scorer}, {type: queue-scorer}]\n"
+        "schedulingProfiles: [{name: default, plugins: [{pluginRef: prefix-cache-scorer, weight: 3},"
+        " {pluginRef: queue-scorer, weight: 1}]}]\n"
+    )
+    async with fleet(2, f"route.pickerConfig={file}") as (addresses, _):
+        await chat(addresses, "one", "r1")
+        await held(addresses)
+        await chat(addresses, "two", "r2")
+        (profile,) = (await decision(addresses, "r2")).profiles
+        weights = {name: score.weight for name, score in profile.candidates[0].scores.items()}
+        assert weights == {"prefix-cache-scorer": 3.0, "queue-scorer": 1.0}
+
+
+async def test_endpoints_and_decisions_are_shown_and_odd_questions_are_refused() -> None:
+    async with fleet(2) as (addresses, engines), httpx.AsyncClient(base_url=addresses.http, timeout=20) as http:
+        shown = (await http.get("/v1/endpoints")).json()["endpoints"]
+        assert sorted(one["address"] for one in shown) == sorted(one.authority for one in engines)
+        await chat(addresses, "one", "r1")
+        await chat(addresses, "two", "r2")
+        listed = (await http.get("/v1/decisions", params={"limit": 1})).json()["decisions"]
+        assert [one["id"] for one in listed] == ["r2"]
+        for query in ({"limit": "0"}, {"limit": "x"}, {"id": "nobody"}, {"what": "1"}):
+            answer = await http.get("/v1/decisions", params=query)
+            assert (answer.status_code, answer.json()["error"]["field"]) == (422, next(iter(query)))
+        metrics = (await http.get("/metrics")).text
+        assert 'kvatlas_route_ends_total{end="done"' in metrics
+
+
+async def test_a_router_without_endpoints_is_told_what_to_name() -> None:
+    for overrides in ((), ('route.endpoints=["http://127.0.0.1:1"]', "route.endpointsFile=fleet.yaml")):
+        config = load_config(environ={}, overrides=(*FREE, *DOORS, *overrides))
+        with pytest.raises(ConfigError, match=r"route\.endpoints"):
+            await serve(config, stop=asyncio.Event())
