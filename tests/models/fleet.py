@@ -355,8 +355,7 @@ class Sessions:
             self.first.append(Turn(at_s, system + self._new(self._rng.randint(4, 30)), self._rng.randint(20, 120), session))
 
     def next_turn(self, turn: Turn, now_s: float) -> Turn | None:
-        assert turn.session is not None
-        if not self._left[turn.session]:
+        if turn.session is None or not self._left[turn.session]:
             return None
         self._left[turn.session] -= 1
         blocks = turn.blocks + self._new(self._rng.randint(4, 16))

@@ -17,6 +17,7 @@ from kvatlas.route.scheduler import NamedProducer, Scheduler
 from tests.models.fleet import BLOCK_TOKENS, Fleet
 
 SPECULATIVE_S = 20.0
+"""How long what was sent somewhere counts as held there, unless an event comes first: longer than queues are."""
 
 
 class Truth:
@@ -32,11 +33,11 @@ class Truth:
         blocks = self._fleet.prompts[cycle.request.id]
         found = {}
         for name, engine in self._fleet.engines.items():
-            known = self._known.setdefault(name, set())
+            known, sent = self._known.setdefault(name, set()), self._sent.setdefault(name, {})
             while engine.feed and engine.feed[0][0] <= cycle.now_s - self._lag_s:
                 _, block, stored = engine.feed.popleft()
                 (known.add if stored else known.discard)(block)
-            sent = self._sent.setdefault(name, {})
+                sent.pop(block, None)
             count = 0
             for block in blocks:
                 if block not in known and sent.get(block, 0.0) < cycle.now_s:

@@ -92,6 +92,10 @@ class Learner:
         self._traits: dict[str, Traits] = {}
         self._typical: Traits | None = None
 
+    def knows(self, endpoint: str) -> bool:
+        """Say whether an endpoint was asked for and is not forgotten."""
+        return endpoint in self._endpoints
+
     def traits(self, endpoint: str) -> Traits:
         """Return what is known of an endpoint."""
         found = self._traits.get(endpoint)
@@ -120,7 +124,8 @@ class Learner:
         kept = set(endpoints)
         for gone in self._endpoints.keys() - kept:
             del self._endpoints[gone]
-        self._changed()
+        self._traits.clear()
+        self._typical = None
 
     def ttft(self, endpoint: str, sample: Sample) -> None:
         """Learn from a first token. The endpoint learns at once, the fleet's costs slowly."""
@@ -133,11 +138,14 @@ class Learner:
             error = max(-SURPRISE_MAX, min(SURPRISE_MAX, error))
         self.surprise += (abs(error) - self.surprise) / COSTS_MEMORY
         share = requests_s / (requests_s + tokens_s)
-        step = error * max(1 / (1 + self._samples), 1 / COSTS_MEMORY) / (share**2 + (1 - share) ** 2)
+        by_request, by_token = share, 1 - share  # the gradient: what took most of the time is blamed most
+        if self._samples < FIRST_SAMPLES:
+            by_request = by_token = 1.0  # first the scale, then the proportions
+        step = error * max(1 / (1 + self._samples), 1 / COSTS_MEMORY) / (by_request * share + by_token * (1 - share))
         self.costs = msgspec.structs.replace(
             costs,
-            request_s=costs.request_s * math.exp(step * share),
-            token_s=costs.token_s * math.exp(step * (1 - share)),
+            request_s=costs.request_s * math.exp(step * by_request),
+            token_s=costs.token_s * math.exp(step * by_token),
         )
         self._samples += 1
         one.weight *= math.exp(-(self._samples - one.learnt_at) / (TRAITS_MEMORY * max(1, len(self._endpoints))))
@@ -145,7 +153,7 @@ class Learner:
         one.weight += 1
         one.samples += 1
         one.learnt_at = self._samples
-        self._changed()
+        self._changed(endpoint)
 
     def request(self, uncached_tokens: float, decode_s: float | None) -> None:
         """Learn what requests are like."""
@@ -159,7 +167,7 @@ class Learner:
         share, weight = min(1.0, actual / predicted), min(1.0, predicted / prompt_tokens)
         self._endpoint(endpoint).trust[source].learn(share, weight, TRAITS_MEMORY)
         self._trust[source].learn(share, weight, COSTS_MEMORY)
-        self._changed()
+        self._changed(endpoint)
 
     def report(self, endpoint: str, report: EngineReport) -> None:
         """Learn how many slots an engine has, from its saying that requests wait while always equally many run."""
@@ -187,6 +195,10 @@ class Learner:
         trust: Mapping[MatchSource, float] = {source: each.value(typical.trust[source]) for source, each in one.trust.items()}
         return Traits(math.exp(one.log_slowness), trust, one.samples, one.slots)
 
-    def _changed(self) -> None:
-        self._traits.clear()
+    def _changed(self, endpoint: str) -> None:
+        """What was made of it is made anew when asked for; of the others, whose prior moved a little, now and then."""
+        if self._samples % COSTS_MEMORY:
+            self._traits.pop(endpoint, None)
+        else:
+            self._traits.clear()
         self._typical = None

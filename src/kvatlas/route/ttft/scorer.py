@@ -126,7 +126,7 @@ class ExpectedTtft:
             return  # a retry: what was expected was expected of another one
         computed_at = decision.computes_prompt.name
         forecast = self._forecast(decision, computed_at)
-        if forecast is None:
+        if forecast is None or not self.learner.knows(computed_at):
             return
         expected, match = forecast.of(computed_at)
         cached, prompt_tokens = outcome.cached_tokens, outcome.prompt_tokens or decision.request.prompt_tokens

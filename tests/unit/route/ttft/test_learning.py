@@ -1,0 +1,136 @@
+"""What is learnt from first tokens, usage and reports, and how fast; what moves nothing."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from kvatlas.route.load import EngineReport
+from kvatlas.route.matches import MatchSource
+from kvatlas.route.ttft.learning import Learner, Sample
+
+REQUEST_S, TOKEN_S = 0.03, 2e-4
+"""What the engines of these tests really take: other figures than those that a learner begins with."""
+
+
+def observe(learner: Learner, endpoint: str, rng: random.Random, slowness: float = 1.0) -> None:
+    requests, tokens = rng.randint(1, 6), rng.randint(100, 20_000)
+    ttft_s = slowness * (REQUEST_S * requests + TOKEN_S * tokens) * rng.uniform(0.8, 1.25)
+    learner.ttft(endpoint, Sample(ttft_s, 0.0, requests, tokens))
+
+
+def warm(*endpoints: str, samples: int = 40, seed: int = 1) -> Learner:
+    learner, rng = Learner(), random.Random(seed)
+    for _ in range(samples):
+        for endpoint in endpoints:
+            observe(learner, endpoint, rng)
+    return learner
+
+
+def seconds(learner: Learner, endpoint: str, requests: int, tokens: int) -> float:
+    costs = learner.costs
+    return learner.traits(endpoint).slowness * (costs.request_s * requests + costs.token_s * tokens)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fleet_s_figures_are_found(seed: int) -> None:
+    learner = warm("a", "b", samples=200, seed=seed)
+    for requests, tokens in ((1, 200), (1, 10_000), (6, 20_000)):
+        truth_s = REQUEST_S * requests + TOKEN_S * tokens
+        assert seconds(learner, "a", requests, tokens) == pytest.approx(truth_s, rel=0.35), f"seed {seed}"
+
+
+@pytest.mark.parametrize("scale", [0.01, 100])
+def test_it_does_not_matter_how_far_off_the_first_guess_is(scale: float) -> None:
+    learner, rng = Learner(), random.Random(2)
+    for _ in range(60):
+        observe(learner, "a", rng, slowness=scale)
+    assert seconds(learner, "a", 1, 10_000) == pytest.approx(scale * (REQUEST_S + TOKEN_S * 10_000), rel=0.35)
+
+
+@pytest.mark.parametrize("factor", [3.0, 10.0])
+def test_a_slow_engine_is_found_within_fifteen_requests(factor: float) -> None:
+    learner, rng = warm("a", "b", "c"), random.Random(3)
+    for _ in range(15):
+        observe(learner, "slow", rng, slowness=factor)
+    assert learner.traits("slow").slowness / learner.traits("a").slowness > 0.7 * factor
+    assert learner.typical().slowness == pytest.approx(learner.traits("a").slowness, rel=0.2)
+
+
+def test_a_single_outlier_moves_little() -> None:
+    learner = warm("a", "b")
+    before_s = seconds(learner, "a", 1, 5_000)
+    learner.ttft("a", Sample(300.0, 0.0, 1, 5_000))
+    assert seconds(learner, "a", 1, 5_000) < 1.25 * before_s
+    assert seconds(learner, "b", 1, 5_000) < 1.05 * before_s
+
+
+def test_an_engine_that_was_not_seen_for_long_is_believed_soon() -> None:
+    learner, rng = warm("a", "b"), random.Random(4)
+    for _ in range(20):
+        observe(learner, "c", rng, slowness=10)
+    for _ in range(100):
+        observe(learner, "a", rng)
+        observe(learner, "b", rng)
+    for _ in range(4):
+        observe(learner, "c", rng)
+    assert learner.traits("c").slowness < 3 * learner.traits("a").slowness
+
+
+def test_a_new_engine_begins_as_the_fleet_is() -> None:
+    learner, rng = warm("a", "b"), random.Random(5)
+    for _ in range(100):
+        observe(learner, "a", rng, slowness=2)
+        observe(learner, "b", rng, slowness=2)
+    assert seconds(learner, "new", 1, 8_000) == pytest.approx(seconds(learner, "a", 1, 8_000), rel=0.15)
+    assert learner.traits("new").samples == 0
+
+
+def test_an_engine_that_went_is_forgotten() -> None:
+    learner = warm("a", "b")
+    learner.keep(["b"])
+    assert not learner.knows("a")
+    assert learner.traits("b").samples == 40
+    assert learner.traits("a").samples == 0
+
+
+def test_predictions_of_an_engine_that_evicts_are_discounted_and_those_of_others_less() -> None:
+    learner = warm("a", "b")
+    for _ in range(10):
+        learner.cached("a", MatchSource.HISTORY, predicted=4_000, actual=400, prompt_tokens=4_200)
+    assert learner.traits("a").trust[MatchSource.HISTORY] < 0.5
+    assert learner.traits("b").trust[MatchSource.HISTORY] > learner.traits("a").trust[MatchSource.HISTORY]
+    assert learner.traits("a").trust[MatchSource.EVENTS] == 1
+
+
+def test_trust_comes_back() -> None:
+    learner = warm("a")
+    for actual in [0] * 20 + [4_000] * 40:
+        learner.cached("a", MatchSource.HISTORY, predicted=4_000, actual=actual, prompt_tokens=4_200)
+    assert learner.traits("a").trust[MatchSource.HISTORY] > 0.8
+
+
+def say(learner: Learner, at: int, waiting: int, running: int) -> int | None:
+    learner.report("a", EngineReport(at_s=float(at), waiting=waiting, running=running))
+    return learner.traits("a").slots
+
+
+def test_slots_are_what_runs_while_requests_wait_and_not_while_only_prompts_are_computed() -> None:
+    learner = Learner()
+    assert [say(learner, at, 3, 8 + at) for at in range(6)] == [None] * 6, "more run each time: no limit is seen"
+    assert [say(learner, at, 3, 16) for at in range(10, 14)] == [None, None, None, 16]
+    assert say(learner, 20, 0, 4) == 16
+    assert say(learner, 21, 0, 17) is None, "more than it was thought to have"
+
+
+def test_a_report_that_is_read_twice_says_nothing_new() -> None:
+    learner = Learner()
+    assert [say(learner, 1, 3, 8) for _ in range(9)] == [None] * 9
+
+
+def test_arrivals_are_counted_an_endpoint() -> None:
+    learner = warm("a", "b")
+    for at in range(300):
+        learner.arrived(at / 20)
+    assert learner.costs.arrivals_per_s == pytest.approx(10)
