@@ -21,6 +21,7 @@ BENCHMARKS = {
     "readers": "queries while events pour in, beside idle",
     "tokens": "text and chats to tokens and scores, cold and warm, beside the tokenizers package alone; a trace of agents",
     "proxy": "requests per second and added latency of kvatlas route, beside other routers",
+    "extproc": "the Envoy endpoint picker with a real Envoy, beside Envoy alone and a plain gRPC stub; needs wrk",
     "scaling": "cost as entries, pods and threads grow; --plot FILE draws it",
 }
 
