@@ -14,7 +14,7 @@ from kvatlas.config import Config, EngineSettings, check_keys
 from kvatlas.index import Index, IndexLimits, make_index
 from kvatlas.ingest.apply import Applier
 from kvatlas.ingest.ingestor import Ingestor
-from kvatlas.ingest.setup import limits_of, sources_of
+from kvatlas.ingest.setup import engine_sources, limits_of, sources_of
 from kvatlas.ingest.sources import Origin
 from kvatlas.ingest.sources.zmq import ZmqCentralSource
 from kvatlas.ingest.worker import StreamWorker
@@ -82,6 +82,13 @@ class Indexer:
     def close(self) -> None:
         """Stop the event sources."""
         self._ingest.close()
+
+    def follow(self, engines: Sequence[EngineSettings]) -> None:
+        """Read the events of these engines too, and of those given before only of these. Takes effect once started.
+
+        What an engine that is left held is dropped as if it could not be reached: after ingest.goneAfter.
+        """
+        self._ingest.follow({key: source for one in engines for key, source in engine_sources(self.config, one).items()})
 
     def __enter__(self) -> Indexer:
         self.start()

@@ -21,6 +21,8 @@ FILE_BYTES_MAX = 1 << 20
 ENDPOINTS_MAX = 10_000
 """Each is polled, and a candidate of every decision."""
 
+PORT_MAX = 65535
+
 EngineName = Literal["vllm", "sglang"]
 
 _HOST = r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*"
@@ -153,8 +155,13 @@ def _entry_of(item: Any, path: str) -> EndpointEntry:
     if isinstance(port := given.get("port"), int) and not isinstance(port, bool):
         given["port"] = str(port)
     entry = build(EndpointEntry, given, path)
-    if int(entry.port) > 65535:
-        raise ConfigError(f"{path}.port", f"{entry.port} is no port", '"1" to "65535"')
+    if int(entry.port) > PORT_MAX:
+        raise ConfigError(f"{path}.port", f"{entry.port} is no port", f'"1" to "{PORT_MAX}"')
+    if entry.kv_events is not None:
+        for field, address in (("endpoint", entry.kv_events.endpoint), ("replayEndpoint", entry.kv_events.replay_endpoint)):
+            last = 0 if address is None else int(address.rpartition(":")[2]) + entry.dp_ranks - 1
+            if last > PORT_MAX:
+                raise ConfigError(f"{path}.kvEvents.{field}", f"rank r is at port + r, here {last}", f"ports up to {PORT_MAX}")
     return entry
 
 

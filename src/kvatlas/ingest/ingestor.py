@@ -11,7 +11,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from kvatlas.errors import RequestError, SourceError
 from kvatlas.index import Index
 from kvatlas.ingest.apply import Applier
 from kvatlas.ingest.decode import Decoder, load_decoder, peek_header
+from kvatlas.ingest.followed import Followed, OriginFactory, SourceFactory
 from kvatlas.ingest.sources import EventSource, Origin
 from kvatlas.ingest.sources.zmq import SocketLimits, ZmqReplayer
 from kvatlas.ingest.topic import parse_topic
@@ -36,8 +37,6 @@ T = TypeVar("T")
 
 POD_NAME_CHARACTERS_MAX = 512
 """Names go into metrics, logs and answers."""
-
-SourceFactory = Callable[[zmq.asyncio.Context], EventSource]
 
 
 class IngestLimits(msgspec.Struct, frozen=True):
@@ -94,6 +93,7 @@ class Ingestor:
         self._executor = ThreadPoolExecutor(self._limits.apply_threads, thread_name_prefix="kvatlas-apply")
         self._context: zmq.asyncio.Context | None = None
         self.sources: list[EventSource] = []
+        self._followed = Followed(self, self._left, metrics)
 
     # -- life -----------------------------------------------------------------------------------------------------------
 
@@ -122,12 +122,14 @@ class Ingestor:
         self.sources = [make(self._context) for make in self._source_factories]
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self._run_source(source)) for source in self.sources]
         tasks.append(asyncio.create_task(self._watch()))
+        self._followed.settle(self._context)
         await asyncio.sleep(0)  # let every source bind or connect
         await asyncio.sleep(0)
         self._started.set()
         await self._stop.wait()
         tasks.extend(entry.task for entry in self._streams.values())
         tasks.extend(self._questions)
+        tasks.extend(self._followed.tasks())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -184,6 +186,10 @@ class Ingestor:
         log.warning("source disconnected", source=origin.source)
         for stream in self._by_origin.get(origin, ()):
             self._streams[stream].worker.link_down(time.monotonic())
+
+    def _left(self, origin: Origin) -> None:
+        self.disconnected(origin)
+        self._down.discard(origin)
 
     def malformed(self, origin: Origin, detail: str) -> None:
         self._metrics.decode_fault(origin.pod or origin.source, "not_a_frame")
@@ -351,6 +357,16 @@ class Ingestor:
         if entry is None:
             raise RequestError("pod", f"{self._limits.streams_max} streams are followed already", "raise ingest.streamsMax")
         return entry
+
+    def follow(self, sources: Mapping[Hashable, OriginFactory]) -> None:
+        """Run these sources beside the configured ones, and of those given before only these. Before start(): from then on.
+
+        What came from a source that is left stays for as long as that of an engine that cannot be reached.
+        """
+        self._followed.want(sources)
+        if self._loop is not None and self._context is not None:
+            with contextlib.suppress(RuntimeError):  # the loop ended
+                self._loop.call_soon_threadsafe(self._followed.settle, self._context)
 
     def sync(self, timeout_s: float = 10.0) -> bool:
         """Ask every engine for what it has published by now and apply it. False if one could not be asked. TimeoutError."""

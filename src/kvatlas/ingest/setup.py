@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 
 from kvatlas.config import Config, EngineSettings, RecordingSettings
-from kvatlas.ingest.ingestor import IngestLimits, SourceFactory
+from kvatlas.ingest.followed import OriginFactory, SourceFactory
+from kvatlas.ingest.ingestor import IngestLimits
 from kvatlas.ingest.sources import Origin
 from kvatlas.ingest.sources.recording import RecordingSource
 from kvatlas.ingest.sources.zmq import SocketLimits, ZmqCentralSource, ZmqSource
@@ -19,7 +21,7 @@ def sources_of(config: Config) -> list[SourceFactory]:
     if config.zmq.bind:
         factories.append(_central(config))
     for engine in config.zmq.engines:
-        factories.extend(_engine(config, engine, DpRank(rank)) for rank in range(engine.dp_ranks))
+        factories.extend(make for _, make in engine_sources(config, engine).values())
     factories.extend(_recording(recording) for recording in config.sources.recordings)
     return factories
 
@@ -53,7 +55,12 @@ def _central(config: Config) -> SourceFactory:
     )
 
 
-def _engine(config: Config, engine: EngineSettings, rank: DpRank) -> SourceFactory:
+def engine_sources(config: Config, engine: EngineSettings) -> dict[Hashable, OriginFactory]:
+    """Return a maker for each data-parallel rank of an engine, with its origin, by engine and rank."""
+    return {(engine, rank): _engine(config, engine, DpRank(rank)) for rank in range(engine.dp_ranks)}
+
+
+def _engine(config: Config, engine: EngineSettings, rank: DpRank) -> OriginFactory:
     endpoint = _at_rank(engine.endpoint, rank)
     origin = Origin(
         endpoint,
@@ -64,7 +71,7 @@ def _engine(config: Config, engine: EngineSettings, rank: DpRank) -> SourceFacto
         dp_rank=rank,
         replay_endpoint=_at_rank(engine.replay_endpoint, rank) if engine.replay_endpoint else None,
     )
-    return lambda context: ZmqSource(context, endpoint, origin, limits=_socket_limits(config))
+    return origin, lambda context: ZmqSource(context, endpoint, origin, limits=_socket_limits(config))
 
 
 def _recording(recording: RecordingSettings) -> SourceFactory:

@@ -96,6 +96,10 @@ endpoints:
         ("{name: a, address: h, port: 8000, dpRanks: 0}", "(a).dpRanks: 0 is out of bounds"),
         ("{name: a/b, address: h, port: 8000}", "(a/b).name: 'a/b' does not fit"),
         ("{name: a, address: h, port: 8000, kvEvents: {endpoint: 'h:1'}}", "(a).kvEvents.endpoint: 'h:1' does not fit"),
+        (
+            "{name: a, address: h, port: 1, dpRanks: 2, kvEvents: {endpoint: 'tcp://h:65535'}}",
+            "(a).kvEvents.endpoint: rank r is at port + r, here 65536",
+        ),
         ("{name: a, address: h, port: 1}, {name: a, address: i, port: 1}", "two endpoints are called default/a"),
         ("llama", "pool.yaml: endpoints[0]: 'llama' is no endpoint"),
     ],
