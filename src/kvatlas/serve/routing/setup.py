@@ -67,7 +67,7 @@ class Routing:
         self._admission = admission_of(self.router, picker.flow_control, flow_control=picker.flow_control_on)
         discovery_metrics = DiscoveryMetrics(registry)
         self._fleet = Fleet(
-            make_discovery(settings, discovery_metrics),
+            make_discovery(settings, discovery_metrics, subscribe=indexer.follow),
             self.router,
             settings,
             discovery_metrics,
