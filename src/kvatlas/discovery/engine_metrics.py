@@ -115,8 +115,8 @@ class Figures(msgspec.Struct, frozen=True):
             waiting=int(sum(_of(self.waiting, ranks))),
             running=int(sum(_of(self.running, ranks))),
             kv_usage=min(1.0, sum(usages) / len(usages)) if usages else 0.0,
-            block_size_tokens=int(max(sizes)) if sizes else None,
-            gpu_blocks=int(sum(blocks)) if blocks else None,
+            block_size_tokens=int(max(sizes, default=0)) or None,
+            gpu_blocks=int(sum(blocks)) or None,
             loras_running=frozenset[str]().union(*(one.running for one in loras)),
             loras_waiting=frozenset[str]().union(*(one.waiting for one in loras)),
             loras_max=max((one.limit for one in loras if one.limit is not None), default=None),
@@ -128,12 +128,13 @@ def read_figures(page: bytes, engine: str) -> Figures:
     names = ENGINES[engine]
     try:
         usage = next((found for name in names.usage if (found := _gauge(page, name, names))), {})
+        block_sizes, blocks = _cache(page, names)
         figures = Figures(
             waiting=_gauge(page, names.waiting, names),
             running=_gauge(page, names.running, names),
             usage=usage,
-            block_sizes=_block_figure(page, names, names.block_size_label, names.block_size),
-            blocks=_block_figure(page, names, names.blocks_label, names.blocks),
+            block_sizes=block_sizes,
+            blocks=blocks,
             loras={} if names.loras is None else _loras(page, names.loras, names.rank_label),
         )
     except MalformedLineError as error:
@@ -153,24 +154,31 @@ def _of(figures: dict[str, T], ranks: Set[str]) -> list[T]:
 def _gauge(page: bytes, name: bytes, names: Names) -> dict[str, float]:
     """Return a gauge's value by rank. Series of one priority are parts of another one (SGLang)."""
     values: dict[str, float] = {}
-    for labels, value in samples(page, name):
-        if not 0 <= value <= COUNT_MAX:
-            raise EngineMetricsError("out_of_range", f"{name.decode()} is {value}")
+    for sample in samples(page, name):
+        if not 0 <= sample.value <= COUNT_MAX:
+            raise EngineMetricsError("out_of_range", f"{name.decode()} is {sample.value}")
+        labels = sample.labels
         if not labels.get("priority"):
             rank = labels.get(names.rank_label, _ANY)
-            values[rank] = max(value, values.get(rank, 0.0))
+            values[rank] = max(sample.value, values.get(rank, 0.0))
     return values
 
 
-def _block_figure(page: bytes, names: Names, label: str, gauge: bytes | None) -> dict[str, float]:
-    """Return a figure of the cache by rank, from the info's labels or from a gauge. What is no number is left out."""
-    values = {}
-    for labels, _ in samples(page, names.cache_info):
-        if (number := _positive(labels.get(label, ""))) is not None:
-            values[labels.get(names.rank_label, _ANY)] = float(number)
-    if not values and gauge is not None:
-        values = {rank: value for rank, value in _gauge(page, gauge, names).items() if value > 0}
-    return values
+def _cache(page: bytes, names: Names) -> tuple[dict[str, float], dict[str, float]]:
+    """Return block sizes and block counts by rank, from the info's labels or from gauges. What is no number is left out."""
+    sizes: dict[str, float] = {}
+    blocks: dict[str, float] = {}
+    for sample in samples(page, names.cache_info):
+        labels = sample.labels
+        rank = labels.get(names.rank_label, _ANY)
+        for figures, label in ((sizes, names.block_size_label), (blocks, names.blocks_label)):
+            if (number := _positive(labels.get(label, ""))) is not None:
+                figures[rank] = float(number)
+    if not sizes and names.block_size is not None:
+        sizes = _gauge(page, names.block_size, names)
+    if not blocks and names.blocks is not None:
+        blocks = _gauge(page, names.blocks, names)
+    return sizes, blocks
 
 
 def _loras(page: bytes, name: bytes, rank_label: str) -> dict[str, Loras]:
@@ -178,12 +186,16 @@ def _loras(page: bytes, name: bytes, rank_label: str) -> dict[str, Loras]:
 
     Source: vLLM, ``vllm:lora_requests_info``.
     """
-    latest: dict[str, tuple[float, dict[str, str]]] = {}
-    for labels, at in samples(page, name):
+    latest: dict[str, Loras] = {}
+    known = [sample for sample in samples(page, name) if not math.isnan(sample.value)]
+    for sample in sorted(known, key=lambda sample: sample.value, reverse=True):
+        labels = sample.labels
         rank = labels.get(rank_label, _ANY)
-        if not math.isnan(at) and (rank not in latest or at >= latest[rank][0]):
-            latest[rank] = (at, labels)
-    return {rank: _loras_of(labels) for rank, (_, labels) in latest.items()}
+        if rank not in latest:
+            latest[rank] = _loras_of(labels)
+        if rank == _ANY:  # no need to take apart the hundreds that an engine has after some days
+            break
+    return latest
 
 
 def _loras_of(labels: Mapping[str, str]) -> Loras:

@@ -22,8 +22,13 @@ _ESCAPE = re.compile(rb'\\([\\n"])')
 class Sample(NamedTuple):
     """One line: a series and its value."""
 
-    labels: dict[str, str]
+    written_labels: bytes
     value: float
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Its labels. Raises MalformedLineError; they are taken apart only when they are asked for."""
+        return _labels(self.written_labels)
 
 
 class MalformedLineError(ValueError):
@@ -43,7 +48,7 @@ def samples(page: bytes, name: bytes) -> Iterator[Sample]:
             rest = _REST.match(page, end)
             if rest is None:
                 raise MalformedLineError(f"{page[line : line + 80]!r}")
-            yield Sample(_labels(rest[1] or b""), _value(rest[2]))
+            yield Sample(rest[1] or b"", _value(rest[2]))
             end = rest.end()
         at = page.find(name, end)
 

@@ -69,6 +69,13 @@ def test_a_page_of_vllm() -> None:
     )
 
 
+def test_the_latest_adapters_hold_and_are_told_apart_by_rank_where_they_are() -> None:
+    line = b'vllm:lora_requests_info{engine="%d",max_lora="2",running_lora_adapters="%s",waiting_lora_adapters=""} %d\n'
+    page = VLLM_TWO_RANKS + line % (1, b"old", 5) + line % (0, b"a", 7) + line % (1, b"b", 6) + line % (0, b"older", 4)
+    assert report(page).loras_running == {"a", "b"}
+    assert report(page, rank=DpRank(1)).loras_running == {"b"}
+
+
 def test_an_older_vllm_has_another_name_for_usage() -> None:
     assert report(VLLM_PAGE.replace(b"vllm:kv_cache_usage", b"vllm:gpu_cache_usage")).kv_usage == 0.25
 

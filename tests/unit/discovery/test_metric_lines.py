@@ -50,6 +50,7 @@ def test_any_bytes_are_samples_or_malformed(parts: list[bytes]) -> None:
     try:
         for sample in samples(b"".join(parts), b"vllm:num"):
             assert isinstance(sample.value, float)
+            assert isinstance(sample.labels, dict)
     except MalformedLineError:
         pass
 
@@ -71,7 +72,7 @@ def test_any_bytes_are_samples_or_malformed(parts: list[bytes]) -> None:
 )
 def test_a_line_that_is_none_of_the_format_is_malformed(line: str) -> None:
     with pytest.raises(MalformedLineError):
-        list(samples(f"y 1\n{line}\n".encode(), b"x"))
+        assert [sample.labels for sample in samples(f"y 1\n{line}\n".encode(), b"x")]
 
 
 def test_a_long_line_without_an_end_is_found_out_at_once() -> None:
