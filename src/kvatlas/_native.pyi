@@ -63,7 +63,7 @@ _Row: TypeAlias = tuple[str, int, str | None, float, int, int, int, list[tuple[s
 def block_keys(
     recipe: str, root: bytes, tokens: Buffer | Sequence[int], block_size_tokens: int, extras: Sequence[tuple[int, bytes]]
 ) -> list[int]:
-    """Return the keys of a prompt's whole blocks after ``root``, by an engine's algorithm or llm-d's.
+    """Return the keys of a prompt's whole blocks after ``root``, by our own recipe, an engine's algorithm or llm-d's.
 
     ``extras``: block and what stands for its extras, serialized, in the order of blocks.
     """

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from kvatlas.config import Config, EngineHashSettings, IndexSettings, KeySettings, ZmqSettings
 from kvatlas.indexer import Indexer
-from kvatlas.keys import EngineKeys, HashScheme, KeyRecipe, LlmdKeys
+from kvatlas.keys import EngineKeys, HashScheme, KeyRecipe, KeySchema, LlmdKeys
 from kvatlas.results import Query
 from kvatlas.types import BlockKey, Frame, MultimodalItem
 from tests.contract.implementations import IMPLEMENTATIONS
@@ -134,7 +134,7 @@ def keys_of(keys: KeyRecipe, tokens: Sequence[int], asked: Asked) -> list[BlockK
     """Return a prompt's keys; natively and in Python they are the same."""
     more: dict[str, Any] = {"lora_name": asked.lora, "cache_salt": asked.salt, "multimodal": asked.items}
     found = keys.keys(array("I", tokens), asked.model, **more)
-    if isinstance(keys, EngineKeys | LlmdKeys):
+    if isinstance(keys, EngineKeys | KeySchema | LlmdKeys):
         assert keys.in_python().keys(array("I", tokens), asked.model, **more) == found
     return found
 

@@ -71,7 +71,7 @@ pub fn decode<'py>(py: Python<'py>, payload: PyBackedBytes, wire: &str) -> PyRes
     }
 }
 
-/// The keys of a prompt's whole blocks after `root`, by an engine's algorithm or llm-d's. `extras`: `(block, serialized)`, in the
+/// The keys of a prompt's whole blocks after `root`, by our recipe, an engine's algorithm or llm-d's. `extras`: `(block, serialized)`, in the
 /// order of blocks.
 #[pyfunction]
 pub fn block_keys(

@@ -24,6 +24,7 @@ from typing import ClassVar
 import msgspec
 import xxhash
 
+from kvatlas.keys.fast import native_block_keys
 from kvatlas.types import BlockKey, Extra, MultimodalItem
 
 _NO_TOKENS: array[int] = array("I")
@@ -44,6 +45,12 @@ class KeySchema(msgspec.Struct, frozen=True):
 
     block_size_tokens: int = 16
     seed: str = ""
+    natively: bool = True
+    """Let Rust compute prompts' keys where it is installed; else Python, which is the specification."""
+
+    def in_python(self) -> KeySchema:
+        """Return the same keys, computed without Rust."""
+        return msgspec.structs.replace(self, natively=False)
 
     def confines(self, model: str, lora_name: str | None) -> bool:
         """Keys tell models apart."""
@@ -101,7 +108,17 @@ class KeySchema(msgspec.Struct, frozen=True):
         multimodal: Sequence[MultimodalItem] = (),
     ) -> list[BlockKey]:
         """Return the key of every whole block of a prompt; a partial last block has none."""
-        return self.extend(self.root(lora_name or model), tokens, prompt_extras(cache_salt, multimodal))[0]
+        root = self.root(lora_name or model)
+        extras = prompt_extras(cache_salt, multimodal)
+        if native_block_keys is None or not self.natively:
+            return self.extend(root, tokens, extras)[0]
+        size = self.block_size_tokens
+        serialized: dict[int, bytes] = {}
+        for extra in sorted(extra for extra in extras if extra.offset_tokens >= 0):
+            block = extra.offset_tokens // size
+            serialized[block] = serialized.get(block, b"") + _extra_bytes(extra, block * size)
+        found = native_block_keys(self.mode, root.key.to_bytes(8, "big"), tokens, size, list(serialized.items()))
+        return list(map(BlockKey, found))
 
 
 def prompt_extras(cache_salt: str | None, multimodal: Sequence[MultimodalItem]) -> list[Extra]:

@@ -1,12 +1,14 @@
-//! Chains of whole blocks whose extras are serialized already: what engines and llm-d hash. As `kvatlas.keys.engine_hashes`.
+//! Chains of whole blocks whose extras are serialized already: ours, and what engines and llm-d hash.
 
-use super::{BlockKey, cbor, llmd};
+use super::{BlockKey, cbor, llmd, push_tokens};
 use sha2::{Digest, Sha256};
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// How a block's hash is made of its parent's, its tokens and its extras.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recipe {
+    /// As [`super::Mode::Kvatlas`].
+    Kvatlas,
     /// SHA-256 of CBOR; the whole digest is chained.
     Sha256Cbor,
     /// XXH3-128 of CBOR; the whole digest is chained.
@@ -23,6 +25,7 @@ impl Recipe {
     /// A recipe by its name: an engine's algorithm, or a mode of keys.
     pub fn named(name: &str) -> Option<Self> {
         Some(match name {
+            "kvatlas" => Self::Kvatlas,
             "sha256_cbor" => Self::Sha256Cbor,
             "xxhash_cbor" => Self::Xxh3Cbor,
             "sha256_cbor_64bit" => Self::Sha256Cbor64,
@@ -44,7 +47,7 @@ impl Recipe {
 /// The keys of the whole blocks of `tokens` after `root` (numbers: big endian); a partial last block has none.
 ///
 /// `extras`: `(block, what stands for its extras)`, in the order of blocks, none for a block without: CBOR, or for
-/// [`Recipe::LlmdXxh64`] each value with its length before it.
+/// [`Recipe::LlmdXxh64`] each value with its length before it, for [`Recipe::Kvatlas`] as `kvatlas.keys.chain` has them.
 pub fn keys(
     recipe: Recipe,
     root: &[u8],
@@ -66,6 +69,13 @@ pub fn keys(
 /// The key of a block; its digest takes the place of its parent's.
 fn next(recipe: Recipe, parent: &mut Vec<u8>, tokens: &[u32], extra: Option<&[u8]>, content: &mut Vec<u8>) -> BlockKey {
     let key = match recipe {
+        Recipe::Kvatlas => {
+            content.clear();
+            content.extend_from_slice(&last_64(parent).to_le_bytes());
+            push_tokens(content, tokens);
+            content.extend_from_slice(extra.unwrap_or_default());
+            xxh3_64(content)
+        }
         Recipe::LlmdCborFnv => llmd::cbor_fnv(last_64(parent), tokens, extra.unwrap_or(&cbor::NULL), content),
         Recipe::LlmdXxh64 => llmd::xxh64(last_64(parent), tokens, extra.unwrap_or_default(), content),
         Recipe::Sha256Cbor | Recipe::Xxh3Cbor | Recipe::Sha256Cbor64 => {
