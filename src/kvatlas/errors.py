@@ -9,7 +9,7 @@ KvatlasError
 │   ├── NoEndpointError      nobody is there to take it: 503
 │   ├── NoCachedPrefixError  it was to be sent only where its prefix is: 412
 │   ├── SaturatedError       everybody is busy: 429
-│   ├── ExpiredError         it waited too long: 429, or 503 where nobody was there
+│   ├── ExpiredError         it waited too long: 429
 │   └── StoppingError        the router stops: 503
 ├── DecodeError          bytes that are no event payload: reason (a metric's label)
 ├── RecordingError       a capture file that is no capture: path, offset
@@ -205,12 +205,12 @@ class SaturatedError(RouteError):
 
 
 class ExpiredError(RouteError):
-    """The request waited in a queue for as long as it may. ``status`` 503: nobody was there to send it to."""
+    """The request waited in a queue for as long as it may."""
 
+    status = 429
     reason = "rejected-ttl-expired"
 
-    def __init__(self, problem: str, *, status: int = 429) -> None:
-        self.status = status
+    def __init__(self, problem: str) -> None:
         super().__init__(problem, "send it again later, or let it wait longer")
 
 

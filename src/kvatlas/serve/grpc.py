@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,8 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         return self._refusal
 
 
-def make_server(api: ApiSettings, metrics: Metrics, options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Server:
-    """Return a server with the token check and limits of ``api``. ``options``: further ones, as gRPC names them."""
+def make_server(api: ApiSettings, metrics: Metrics) -> grpc.aio.Server:
+    """Return a server with the token check and limits of ``api``."""
     return grpc.aio.server(
         interceptors=[TokenInterceptor(TokenCheck(api.token), metrics)],
         options=[
@@ -118,7 +118,7 @@ def make_server(api: ApiSettings, metrics: Metrics, options: Sequence[tuple[str,
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", 16 << 10),
             ("grpc.so_reuseport", 0),  # else a second service on the port would take half of its calls, unnoticed
-            *options,
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # llm-d's clients ping idle connections
         ],
         maximum_concurrent_rpcs=api.connections_max,
     )

@@ -37,8 +37,7 @@ class TokenizationServer:
     ) -> None:
         self._api = api
         self._gate = Gate(api.concurrency_max)
-        pings = ("grpc.http2.min_ping_interval_without_data_ms", 10_000)  # llm-d's clients ping idle connections
-        self._server = make_server(api, metrics, [pings])
+        self._server = make_server(api, metrics)
         add_tokenization(self._server, tokens, load, Calls(api, metrics, self._gate), timeout_s)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -16,7 +16,6 @@ from kvatlas.serve.routing.refusals import DROPPED_REASON, refusal
         (NoEndpointError("nobody"), 503, "rejected-no-endpoints"),
         (SaturatedError("busy"), 429, "rejected-saturated"),
         (ExpiredError("late"), 429, "rejected-ttl-expired"),
-        (ExpiredError("late", status=503), 503, "rejected-ttl-expired"),
         (StoppingError(), 503, "rejected-shutting-down"),
         (NoCachedPrefixError(), 412, None),
     ],
