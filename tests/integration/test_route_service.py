@@ -70,7 +70,7 @@ async def decision(addresses: Addresses, request_id: str) -> DecisionShown:
 async def held(addresses: Addresses) -> None:
     """Wait until the index has what the engines said."""
     async with httpx.AsyncClient(base_url=addresses.http, timeout=20) as http:
-        while not any(pod["blocks"] for pod in (await http.get("/v1/pods")).json()["pods"]):
+        while not any(pod["blocks"] for pod in (await http.get("/v1/pods")).json()["pods"]):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

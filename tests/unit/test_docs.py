@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from kvatlas.cli.app import app
 from kvatlas.config import describe_config, load_config
 from kvatlas.config.layers import env_name
+from kvatlas.route.picker_config import read_config
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
@@ -125,10 +126,13 @@ def test_settings_exist(page: Path) -> None:
 
 
 @pages
-def test_yaml_blocks_are_good_settings(page: Path, tmp_path: Path) -> None:
+def test_yaml_blocks_are_good_settings_or_picker_configurations(page: Path, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("secret")
     for block in blocks(page, "yaml"):
+        if re.search(r"^plugins:", block, re.MULTILINE):
+            assert read_config(block).plugins
+            continue
         file = tmp_path / "kvatlas.yaml"
         file.write_text(block.replace("/etc/kvatlas/token", str(token)))
         load_config(file, environ={})
