@@ -144,5 +144,5 @@ if __name__ == "__main__":
     print("|---|---|", "---|" * (len(OTHERS) + 1), sep="")
     for name, scenario in SCENARIOS.items():
         for workload in WORKLOADS:
-            row = [str(seen(scenario, workload, policy, range(1, 7))) for policy in (*OTHERS, OURS)]
+            row = [str(seen(scenario, workload, policy, range(1, 9))) for policy in (*OTHERS, OURS)]
             print(f"| {name} | {workload} |", " | ".join(row), "|", flush=True)

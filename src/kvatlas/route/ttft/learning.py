@@ -8,8 +8,8 @@ ten requests.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 import msgspec
@@ -86,7 +86,8 @@ class Learner:
         self.surprise = 0.1
         """Mean absolute logarithm of observed over expected: how wrong expectations are."""
         self._samples = 0
-        self._arrivals: deque[float] = deque(maxlen=ARRIVALS_MEMORY)
+        self._arrivals: deque[tuple[float, str]] = deque()
+        self._arrived: Counter[str] = Counter()
         self._endpoints: dict[str, _Endpoint] = {}
         self._trust = {source: _Trust() for source in MatchSource}
         self._traits: dict[str, Traits] = {}
@@ -111,13 +112,24 @@ class Learner:
             self._typical = Traits(math.exp(median(known)) if known else 1.0, trust)
         return self._typical
 
-    def arrived(self, now_s: float) -> None:
-        """Learn how often requests arrive."""
-        self._arrivals.append(now_s)
-        took_s = now_s - self._arrivals[0]
-        if took_s > 0:
-            per_s = (len(self._arrivals) - 1) / took_s / max(1, len(self._endpoints))
-            self.costs = msgspec.structs.replace(self.costs, arrivals_per_s=per_s)
+    def arrived(self, endpoint: str, now_s: float) -> None:
+        """Learn how often requests arrive, and where."""
+        if len(self._arrivals) == ARRIVALS_MEMORY:
+            _, before = self._arrivals.popleft()
+            self._arrived[before] -= 1
+            if not self._arrived[before]:
+                del self._arrived[before]
+        self._arrivals.append((now_s, endpoint))
+        self._arrived[endpoint] += 1
+
+    def arrivals_per_s(self, endpoints: Sequence[str]) -> list[float]:
+        """Return how many requests each endpoint gets a second: half what it got, half what everybody got on average."""
+        took_s = self._arrivals[-1][0] - self._arrivals[0][0] if self._arrivals else 0.0
+        if took_s <= 0:
+            return [0.0] * len(endpoints)
+        average = len(self._arrivals) / max(1, len(self._endpoints))
+        arrived = self._arrived
+        return [(arrived.get(endpoint, 0) + average) / 2 / took_s for endpoint in endpoints]
 
     def keep(self, endpoints: Iterable[str]) -> None:
         """Forget all endpoints but these."""

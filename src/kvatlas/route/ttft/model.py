@@ -18,7 +18,9 @@ from kvatlas.route.load import EngineReport, Load
 from kvatlas.route.matches import MatchSource, PrefixMatch
 from kvatlas.types import CPU, GPU, Tier
 
-BEHIND_MAX = 16.0
+BUSY_PERIOD = 2.0
+"""By how much a queue lasts longer than its work since requests go on arriving: 1 / (1 - load), at a load of one half."""
+BEHIND_MAX = 32.0
 """Requests behind this one that count at most: a copy of a prefix is worth something too, to those who use it."""
 KV_FULL = 0.9
 """From this usage on, a prompt may have to wait for KV blocks."""
@@ -33,8 +35,6 @@ class Costs(msgspec.Struct, frozen=True):
     """Of a prompt token that is computed, at an engine of slowness 1."""
     decode_s: float = 2.0
     """From a request's first token until its end, on average: how long it occupies a slot."""
-    arrivals_per_s: float = 0.0
-    """Requests an endpoint."""
     uncached_tokens: float = 1_000.0
     """That an average request computes."""
     tier_token_s: Mapping[Tier, float] = msgspec.field(default_factory=lambda: {CPU: 8e-6})
@@ -81,8 +81,10 @@ class Expected(NamedTuple):
         return self.total_s + self.others_delayed_s
 
 
-def expect(costs: Costs, traits: Traits, load: Load, match: PrefixMatch, prompt_tokens: int) -> Expected:
-    """Return what to expect of an endpoint for a prompt of so many tokens."""
+def expect(
+    costs: Costs, traits: Traits, load: Load, match: PrefixMatch, prompt_tokens: int, arrivals_per_s: float = 0.0
+) -> Expected:
+    """Return what to expect of an endpoint for a prompt of so many tokens; ``arrivals_per_s``: what else goes there."""
     in_flight, report = load.in_flight, load.report
     cached = match.tokens * traits.trust[match.source]
     uncached = max(1.0, prompt_tokens - cached)
@@ -104,16 +106,16 @@ def expect(costs: Costs, traits: Traits, load: Load, match: PrefixMatch, prompt_
         prefill_s,
         max(0.0, admission_s - queue_s),
         tier_load_s,
-        _others_delayed_s(costs, max(queue_s, admission_s), prefill_s + tier_load_s),
+        _others_delayed_s(arrivals_per_s, max(queue_s, admission_s), prefill_s + tier_load_s),
         ahead,
         tokens_ahead,
         uncached,
     )
 
 
-def _others_delayed_s(costs: Costs, busy_s: float, work_s: float) -> float:
+def _others_delayed_s(arrivals_per_s: float, busy_s: float, work_s: float) -> float:
     """Whoever arrives before the queue is empty waits for this work too; those who arrive during it for half of it."""
-    return work_s * min(costs.arrivals_per_s * (busy_s + work_s / 2), BEHIND_MAX)
+    return work_s * min(arrivals_per_s * BUSY_PERIOD * (busy_s + work_s / 2), BEHIND_MAX)
 
 
 def _slot_wait_s(costs: Costs, slots: int, load: Load) -> float:

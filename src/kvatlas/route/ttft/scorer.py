@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -36,6 +37,7 @@ class Forecast(ExplainedScores):
         prompt_tokens: int,
         candidates: Sequence[Candidate],
         matches: Sequence[PrefixMatch],
+        arrivals_per_s: Sequence[float],
         tried: EndpointName | None,
     ) -> None:
         super().__init__(scores)
@@ -45,9 +47,11 @@ class Forecast(ExplainedScores):
         self._prompt_tokens = prompt_tokens
         self._candidates = candidates
         self._matches = matches
+        self._arrivals_per_s = array("d", arrivals_per_s)
 
     def expected(self, at: int) -> Expected:
-        return expect(self._costs, self._traits[at], self._candidates[at].load, self._matches[at], self._prompt_tokens)
+        candidate, per_s = self._candidates[at], self._arrivals_per_s[at]
+        return expect(self._costs, self._traits[at], candidate.load, self._matches[at], self._prompt_tokens, per_s)
 
     def knows(self, endpoint: EndpointName) -> bool:
         return any(candidate.name == endpoint for candidate in self._candidates)
@@ -99,23 +103,25 @@ class ExpectedTtft:
         learner, costs, prompt_tokens = self.learner, self.learner.costs, cycle.request.prompt_tokens
         found = cycle.matches_of(self._producer)
         tried = self._trial(candidates)
+        names = [candidate.endpoint.name for candidate in candidates]
+        arrivals_per_s = learner.arrivals_per_s(names)
         traits, matches, expected = [], [], []
-        for candidate in candidates:
-            name, load = candidate.endpoint.name, candidate.load
+        for candidate, name, per_s in zip(candidates, names, arrivals_per_s, strict=True):
+            load = candidate.load
             if load.report is not None:
                 learner.report(name, load.report)
             one = learner.traits(name) if name != tried else learner.typical()
             match = NO_MATCH if found is None else found.of(name)
             traits.append(one)
             matches.append(match)
-            expected.append(expect(costs, one, load, match, prompt_tokens))
+            expected.append(expect(costs, one, load, match, prompt_tokens, per_s))
         scores = _scores(expected, candidates, min(BAND_MAX, max(BAND_MIN, learner.surprise / 2)))
-        return Forecast(scores, costs, traits, prompt_tokens, candidates, matches, tried)
+        return Forecast(scores, costs, traits, prompt_tokens, candidates, matches, arrivals_per_s, tried)
 
     def decided(self, cycle: Cycle, decision: Decision) -> None:
         endpoint = decision.computes_prompt.name
         self._decisions += 1
-        self.learner.arrived(cycle.now_s)
+        self.learner.arrived(endpoint, cycle.now_s)
         self._picked_at[endpoint] = self._decisions
         forecast = self._forecast(decision, endpoint)
         if forecast is not None and forecast.tried == endpoint:

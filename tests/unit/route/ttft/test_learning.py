@@ -129,8 +129,9 @@ def test_a_report_that_is_read_twice_says_nothing_new() -> None:
     assert [say(learner, 1, 3, 8) for _ in range(9)] == [None] * 9
 
 
-def test_arrivals_are_counted_an_endpoint() -> None:
+def test_an_endpoint_s_arrivals_are_half_its_own_and_half_the_average() -> None:
     learner = warm("a", "b")
-    for at in range(300):
-        learner.arrived(at / 20)
-    assert learner.costs.arrivals_per_s == pytest.approx(10)
+    assert learner.arrivals_per_s(["a", "b"]) == [0, 0]
+    for at in range(900):
+        learner.arrived("a" if at % 4 else "b", at / 20)
+    assert learner.arrivals_per_s(["a", "b", "new"]) == pytest.approx([12.5, 7.5, 5], rel=0.02)

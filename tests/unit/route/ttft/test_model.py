@@ -75,36 +75,29 @@ def test_tokens_in_slower_tiers_are_loaded_and_those_in_gpu_memory_are_not() -> 
 
 
 def test_work_ahead_of_others_has_a_price_where_requests_arrive_often() -> None:
-    often = Costs(request_s=0.02, token_s=1e-4, arrivals_per_s=10.0)
-    expected = expect(often, Traits(), queued(1, 4_800), NO_MATCH, 4_800)
-    assert expected.others_delayed_s == pytest.approx(0.5 * 10 * (0.5 + 0.25))
+    expected = expect(COSTS, Traits(), queued(1, 4_800), NO_MATCH, 4_800, arrivals_per_s=10.0)
+    assert expected.others_delayed_s == pytest.approx(0.5 * 10 * 2 * (0.5 + 0.25))
     assert expected.total_s == pytest.approx(1.0)
 
 
 loads = st.builds(queued, st.integers(0, 200), st.integers(0, 10**6))
-costs = st.builds(
-    Costs,
-    request_s=st.floats(1e-4, 1),
-    token_s=st.floats(1e-7, 1e-2),
-    arrivals_per_s=st.floats(0, 1e4),
-)
+costs = st.builds(Costs, request_s=st.floats(1e-4, 1), token_s=st.floats(1e-7, 1e-2))
+rates = st.floats(0, 1e4)
 sizes = st.integers(1, 10**6)
 
 
-@given(costs, loads, sizes, st.integers(0, 10**6), st.integers(0, 10**6))
-def test_more_cached_tokens_never_cost_more(costs: Costs, load: Load, prompt: int, some: int, more: int) -> None:
-    little, much = sorted((some, more))
-    assert (
-        expect(costs, Traits(), load, held(much), prompt).price_s <= expect(costs, Traits(), load, held(little), prompt).price_s
-    )
+@given(costs, loads, sizes, rates, st.integers(0, 10**6), st.integers(0, 10**6))
+def test_more_cached_tokens_never_cost_more(costs: Costs, load: Load, prompt: int, per_s: float, some: int, more: int) -> None:
+    little, much = (expect(costs, Traits(), load, held(tokens), prompt, per_s) for tokens in sorted((some, more)))
+    assert much.price_s <= little.price_s
 
 
-@given(costs, loads, sizes, st.integers(0, 100), st.integers(0, 10**6), st.floats(1, 100))
+@given(costs, loads, sizes, rates, st.integers(0, 100), st.integers(0, 10**6), st.floats(1, 100))
 def test_a_longer_queue_or_a_slower_engine_never_costs_less(
-    costs: Costs, load: Load, prompt: int, requests: int, tokens: int, slowness: float
+    costs: Costs, load: Load, prompt: int, per_s: float, requests: int, tokens: int, slowness: float
 ) -> None:
     flight = load.in_flight
     longer = queued(flight.prefill_requests + requests, flight.prefill_tokens + tokens)
-    price_s = expect(costs, Traits(), load, NO_MATCH, prompt).price_s
-    assert price_s <= expect(costs, Traits(), longer, NO_MATCH, prompt).price_s
-    assert price_s <= expect(costs, Traits(slowness=slowness), load, NO_MATCH, prompt).price_s
+    price_s = expect(costs, Traits(), load, NO_MATCH, prompt, per_s).price_s
+    assert price_s <= expect(costs, Traits(), longer, NO_MATCH, prompt, per_s).price_s
+    assert price_s <= expect(costs, Traits(slowness=slowness), load, NO_MATCH, prompt, per_s).price_s
