@@ -46,13 +46,13 @@ async def fleet(count: int, *overrides: str, events: bool = True) -> AsyncIterat
         yield addresses, engines
 
 
-async def chat(addresses: Addresses, question: str, request_id: str, system: str = LONG) -> httpx.Response:
+async def chat(addresses: Addresses, question: str, request_id: str, system: str = LONG, model: str = "tiny") -> httpx.Response:
     assert addresses.proxy is not None
     messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
     async with httpx.AsyncClient(base_url=addresses.proxy, timeout=20) as http:
         return await http.post(
             "/v1/chat/completions",
-            json={"model": "tiny", "messages": messages, "max_tokens": 4},
+            json={"model": model, "messages": messages, "max_tokens": 4},
             headers={"x-request-id": request_id, "x-kvatlas-explain": "1"},
         )
 
@@ -107,6 +107,14 @@ async def test_a_model_without_a_tokenizer_is_routed_and_says_so() -> None:
         assert (await chat(addresses, "one", "r1")).status_code == 200
         shown = await decision(addresses, "r1")
         assert any("tokens were not known" in note for note in shown.notes)
+
+
+async def test_another_name_of_a_model_has_its_tokenizer_and_its_events() -> None:
+    async with fleet(2, "models.alias=tiny") as (addresses, _):
+        for number in (1, 2):
+            answer = await chat(addresses, f"question {number}", f"r{number}", model="alias")
+            await held(addresses)
+        assert answer.headers["x-kvatlas-matched-by"] == "events"
 
 
 async def test_prompts_that_share_nothing_are_spread() -> None:

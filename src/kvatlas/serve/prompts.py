@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -87,7 +87,8 @@ class Prompts:
             if asked.prompt is None:
                 return question.answer(ToldPrompt(asked.query, None))
             try:
-                return _Begun(question, self._tokenization.ask(self._named(asked.prompt), self._waiting(asked.tokenize)))
+                prompt = named(asked.prompt, self._settings.models, self._aliases)
+                return _Begun(question, self._tokenization.ask(prompt, self._waiting(asked.tokenize)))
             except TokenizationError as error:
                 return _Begun(question, error)
 
@@ -96,12 +97,6 @@ class Prompts:
             return begun
         tokens = await _tokens(begun.pending)
         return await slot.run(lambda: begun.question.answer(self._told(begun.question.asked, tokens)))
-
-    def _named(self, prompt: Prompt) -> Prompt:
-        """Return a prompt for the tokenizer of its model, whose alias it may have."""
-        if prompt.model in self._settings.models or prompt.model not in self._aliases:
-            return prompt
-        return msgspec.structs.replace(prompt, model=self._aliases[prompt.model])
 
     def _waiting(self, asked: TokenizeBody) -> Waiting:
         settings = self._settings
@@ -142,6 +137,13 @@ class Prompts:
             estimated_count=estimate(asked.prompt).tokens,
         )
         return ToldPrompt(msgspec.structs.replace(asked.query, token_ids=array("I"), multimodal=()), info)
+
+
+def named(prompt: Prompt, tokenizers: Container[str], aliases: Mapping[str, str]) -> Prompt:
+    """Return a prompt for the tokenizer of its model, whose alias it may have."""
+    if prompt.model in tokenizers or prompt.model not in aliases:
+        return prompt
+    return msgspec.structs.replace(prompt, model=aliases[prompt.model])
 
 
 class _Begun(Generic[T]):

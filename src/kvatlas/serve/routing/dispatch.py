@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Protocol
 
 import msgspec
@@ -14,6 +14,7 @@ from kvatlas.route.endpoint import Endpoint
 from kvatlas.route.outcome import Outcome
 from kvatlas.route.request import RouteRequest
 from kvatlas.route.router import Flight, Router
+from kvatlas.serve.prompts import named
 from kvatlas.serve.routing.asked import DESTINATION, DP_RANK, ENCODERS, PREFILLER, REQUEST_ID, Asked, read_request, request_id
 from kvatlas.serve.routing.metrics import RoutingMetrics
 from kvatlas.tokens.tokenization import Tokenization, Waiting
@@ -38,6 +39,10 @@ class RoutingBounds(msgspec.Struct, frozen=True):
     """How long its tokens may take; without them it is routed by load and history."""
     priorities: Mapping[str, int] = {}
     """By objective (header x-llm-d-inference-objective)."""
+    tokenizers: Container[str] = frozenset()
+    """Models that have a tokenizer of their own, whatever else they are called."""
+    aliases: Mapping[str, str] = {}
+    """Other names of models: alias to name."""
 
 
 class Dispatcher:
@@ -99,7 +104,8 @@ class Dispatcher:
         if asked.prompt is None:
             return request
         try:
-            told = await self._tokenization.ask(asked.prompt, self._waiting).wait()
+            prompt = named(asked.prompt, self._bounds.tokenizers, self._bounds.aliases)
+            told = await self._tokenization.ask(prompt, self._waiting).wait()
         except TokenizationError as error:
             self.metrics.without_tokens(error.reason.value)
             return msgspec.structs.replace(request, tokens_problem=error.reason.value)

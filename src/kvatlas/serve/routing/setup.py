@@ -73,7 +73,12 @@ class Routing:
             discovery_metrics,
             told=self._admission.changed,
         )
-        bounds = RoutingBounds(tokens_timeout_s=settings.tokens_timeout, priorities=settings.objectives)
+        bounds = RoutingBounds(
+            tokens_timeout_s=settings.tokens_timeout,
+            priorities=settings.objectives,
+            tokenizers=config.tokens.models.keys(),
+            aliases=config.models,
+        )
         dispatcher = Dispatcher(self.router, tokenization, self._admission, self._metrics, bounds)
         doors = settings.front_doors
         self._proxy = ProxyServer(dispatcher, self._fleet.health, config.proxy, registry) if "proxy" in doors else None
