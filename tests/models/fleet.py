@@ -98,7 +98,8 @@ class Engine:
         """Begin a step if there is work and none is under way: prompts in their order, as far as the step's tokens go."""
         if self.stepping:
             return
-        budget, done = self.spec.chunk_tokens, []
+        budget = self.spec.chunk_tokens
+        done: list[Job] = []
         while budget and (job := self._next(done)) is not None:
             part = min(budget, job.left)
             job.left -= part

@@ -139,12 +139,13 @@ class Single:
 
 def scorers(policy: str) -> dict[str, tuple[object, float]]:
     """Return a published policy's scorers with their weights."""
-    return {
+    known: dict[str, dict[str, tuple[object, float]]] = {
         "round robin": {"turns": (RoundRobin(), 1.0)},
         "least requests": {"least": (LeastRequests(), 1.0)},
         "prefix only": {"prefix": (Prefix(), 1.0)},
         "llm-d": {"queue": (Queue(), 2.0), "kv": (KvFree(), 2.0), "prefix": (Prefix(), 3.0)},
-    }[policy]
+    }
+    return known[policy]
 
 
 def router(fleet: Fleet, producer: object, by_name: Mapping[str, tuple[object, float]], seed: int) -> Router:

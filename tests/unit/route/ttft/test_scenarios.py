@@ -112,7 +112,9 @@ def test_trials_are_a_bounded_share() -> None:
     fleet.run(route, no_reuse(3, requests=800, per_s=9))
     tried = 0
     for logged in route.log.last(800):
-        explained = logged.decision.runs["default"].ratings[0].explained
+        run = logged.decision.runs["default"]
+        assert run is not None
+        explained = run.ratings[0].explained
         assert isinstance(explained, Forecast)
         tried += explained.tried == logged.decision.target.name
     assert 2 <= tried <= 800 / TRIAL_EVERY
