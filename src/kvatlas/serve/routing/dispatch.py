@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from kvatlas.errors import RouteError, TokenizationError
+from kvatlas.observe.traces import Traces
 from kvatlas.route.decision import Decision
 from kvatlas.route.endpoint import Endpoint
 from kvatlas.route.outcome import Outcome
@@ -17,6 +18,7 @@ from kvatlas.route.router import Flight, Router
 from kvatlas.serve.prompts import named
 from kvatlas.serve.routing.asked import DESTINATION, DP_RANK, ENCODERS, PREFILLER, REQUEST_ID, Asked, read_request, request_id
 from kvatlas.serve.routing.metrics import RoutingMetrics
+from kvatlas.serve.routing.spans import UNTRACED, RequestSpan, begin
 from kvatlas.tokens.tokenization import Tokenization, Waiting
 
 
@@ -55,12 +57,15 @@ class Dispatcher:
         admission: Admission,
         metrics: RoutingMetrics,
         bounds: RoutingBounds = RoutingBounds(),  # noqa: B008  # frozen
+        traces: Traces | None = None,
     ) -> None:
+        """``traces``: None where requests are not traced."""
         self.router = router
         self.metrics = metrics
         self.admission = admission
         self._tokenization = tokenization
         self._bounds = bounds
+        self._traces = traces
         waiting = tokenization.waiting
         self._waiting = Waiting(waiting.policy, waiting.budget_s, min(waiting.timeout_s, bounds.tokens_timeout_s))
 
@@ -69,35 +74,52 @@ class Dispatcher:
 
         ``headers`` by lower-case name. Raises RequestError (400) for what cannot be routed, RouteError for what goes nowhere.
         """
+        span = begin(self._traces, path, headers)
+        try:
+            return await self._dispatch(path, headers, body, subset, span)
+        except BaseException as error:
+            span.refused(error)
+            raise
+
+    async def _dispatch(
+        self, path: str, headers: Mapping[str, str], body: bytes, subset: frozenset[str] | None, span: RequestSpan
+    ) -> Trip:
         began_s = time.perf_counter()
         asked = read_request(path, headers, body, subset=subset, priorities=self._bounds.priorities)
         read_s = time.perf_counter()
+        span.step("read")
         request = await self._with_tokens(asked)
         told_s = time.perf_counter()
+        span.step("tokens")
         try:
             await self.admission.admit(request, len(body))
             admitted_s = time.perf_counter()
+            span.step("admission")
             flight = self.router.decide(request)
         except RouteError as error:
             self.metrics.dropped(error)
             raise
         self.metrics.decided(flight.decision)
         self.metrics.stages(read_s - began_s, told_s - read_s, admitted_s - told_s, time.perf_counter() - admitted_s)
-        return Trip(self, asked, flight)
+        span.decided(flight.decision)
+        return Trip(self, asked, flight, span)
 
     def dispatch_bare(self, path: str, headers: Mapping[str, str], subset: frozenset[str] | None = None) -> Trip:
         """Return where a request goes of which no body is known (GET /v1/models): to anybody, as load would have it.
 
         It waits for nothing, and so needs no admission. Raises RouteError for what goes nowhere.
         """
+        span = begin(self._traces, path, headers)
         request = RouteRequest(id=request_id(headers), model="", headers=headers, subset=subset)
         try:
             flight = self.router.decide(request)
         except RouteError as error:
             self.metrics.dropped(error)
+            span.refused(error)
             raise
         self.metrics.decided(flight.decision)
-        return Trip(self, Asked(path=path, body=b"", request=request, prompt=None, stream=False), flight)
+        span.decided(flight.decision)
+        return Trip(self, Asked(path=path, body=b"", request=request, prompt=None, stream=False), flight, span)
 
     async def _with_tokens(self, asked: Asked) -> RouteRequest:
         request = asked.request
@@ -117,10 +139,11 @@ class Dispatcher:
 class Trip:
     """A request on its way to an engine and back. Has to be finished once, whatever happens."""
 
-    def __init__(self, dispatcher: Dispatcher, asked: Asked, flight: Flight) -> None:
+    def __init__(self, dispatcher: Dispatcher, asked: Asked, flight: Flight, span: RequestSpan = UNTRACED) -> None:
         self.asked = asked
         self._dispatcher = dispatcher
         self._flight = flight
+        self._span = span
 
     @property
     def decision(self) -> Decision:
@@ -139,6 +162,7 @@ class Trip:
             headers[PREFILLER] = decision.prefill.authority
         if decision.encoders:
             headers[ENCODERS] = ",".join(encoder.authority for encoder in decision.encoders)
+        headers.update(self._span.headers())
         return headers
 
     def response_headers(self) -> dict[str, str]:
@@ -153,13 +177,16 @@ class Trip:
         """The request is sent to another endpoint instead."""
         self._dispatcher.metrics.retried()
         self._flight.moved(endpoint.name)
+        self._span.moved(endpoint.name)
 
     def first_token(self, ttft_s: float) -> None:
         """The first token came, so many seconds after the request was sent."""
         self._flight.first_token(ttft_s)
+        self._span.step("first token")
 
     def finished(self, outcome: Outcome) -> None:
         """The request ended. Later calls do nothing."""
         if self._flight.finished(outcome):
             self._dispatcher.metrics.finished(self.decision, self._flight.endpoint, outcome)
+            self._span.finished(self._flight.endpoint, outcome)
             self._dispatcher.admission.changed()

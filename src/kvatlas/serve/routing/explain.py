@@ -8,7 +8,7 @@ import msgspec
 
 from kvatlas.route.cycle import Candidate
 from kvatlas.route.decision import Decision, ProfileRun
-from kvatlas.route.endpoint import Endpoint
+from kvatlas.route.endpoint import Endpoint, EndpointName
 from kvatlas.route.load import Load
 from kvatlas.route.log import Logged
 from kvatlas.route.matches import PrefixMatch, PrefixMatches
@@ -177,6 +177,12 @@ def why(decision: Decision) -> str:
         f"{target.name} scored best with {held.tokens} of {prompt} tokens held; "
         f"{best_name} holds {best.tokens} and was passed over"
     )
+
+
+def match_at(decision: Decision, endpoint: EndpointName) -> MatchShown:
+    """Return what an endpoint held of the prompt, by the first producer."""
+    found = first_matches(decision)
+    return _match(None if found is None else found.of(endpoint))
 
 
 def first_matches(decision: Decision) -> PrefixMatches | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import msgspec
 
@@ -11,6 +12,7 @@ from kvatlas.discovery.fleet import Fleet, make_discovery
 from kvatlas.discovery.metrics import DiscoveryMetrics
 from kvatlas.indexer import Indexer
 from kvatlas.observe.logs import get_logger
+from kvatlas.observe.traces import traces_from
 from kvatlas.route.endpoint import EndpointName
 from kvatlas.route.log import DecisionLog
 from kvatlas.route.picker_config import build_router, load_config, read_config
@@ -79,7 +81,8 @@ class Routing:
             tokenizers=config.tokens.models.keys(),
             aliases=config.models,
         )
-        dispatcher = Dispatcher(self.router, tokenization, self._admission, self._metrics, bounds)
+        self._traces = traces_from(os.environ)
+        dispatcher = Dispatcher(self.router, tokenization, self._admission, self._metrics, bounds, self._traces)
         doors = settings.front_doors
         self._proxy = ProxyServer(dispatcher, self._fleet.health, config.proxy, registry) if "proxy" in doors else None
         self._picker = ExtProcServer(config.ext_proc, dispatcher, registry) if "ext-proc" in doors else None
@@ -122,6 +125,8 @@ class Routing:
         if self._informed is not None:
             self._informed.cancel()
             await asyncio.gather(self._informed, return_exceptions=True)
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     def _healthy(self, name: EndpointName) -> bool:
         return self._fleet.health.healthy(name)
