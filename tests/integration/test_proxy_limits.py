@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
+import subprocess
 from pathlib import Path
 
 import aiohttp
@@ -13,8 +15,10 @@ import pytest
 from kvatlas.config import Seconds
 from kvatlas.config.proxy import ProxySettings
 from kvatlas.errors import ConfigError, SaturatedError
+from kvatlas.route.endpoint import Endpoint, EndpointName
 from kvatlas.route.outcome import End
 from kvatlas.route.request import RouteRequest
+from kvatlas.types import PodId
 from tests.integration.proxying import CHAT, COMPLETION, Proxy, proxy
 from tests.models.http_engine import Fault, engine
 
@@ -282,6 +286,21 @@ async def test_two_proxies_share_a_port_where_that_is_asked_for() -> None:
         with pytest.raises(ConfigError, match=r"proxy\.port"):
             async with proxy(one, settings={"port": port}):
                 pass
+
+
+async def test_both_sides_speak_tls_where_that_is_asked_for(tmp_path: Path) -> None:
+    made, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+    tls = {"tls_cert_file": str(made), "tls_key_file": str(key), "engine_ca_file": str(made)}
+    async with engine() as one, proxy(one, settings=tls) as inner, proxy(settings=tls) as outer:
+        host, port = inner.address
+        outer.route_to(Endpoint(name=EndpointName("inner"), address=host, port=port, pod=PodId("p"), tls=True))
+        trusted = ssl.create_default_context(cafile=str(made))
+        async with outer.client.post("/v1/completions", json=COMPLETION, ssl=trusted) as answer:
+            assert answer.status == 200
+        assert one.requests[-1].headers["x-forwarded-proto"] == "https"
 
 
 async def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:

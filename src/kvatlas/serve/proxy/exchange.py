@@ -27,6 +27,10 @@ BROKEN_OFF = b'data: {"error":{"message":"the engine broke off","type":"server_e
 """The last event of a stream that its engine broke off. No [DONE] follows, and the connection is closed."""
 
 
+UNTIMED_BYTES_MAX = 32 << 10
+"""A piece up to this length goes into an empty buffer without waiting, and so needs no time limit."""
+
+
 class ExchangeLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What one request may take. Times in seconds."""
 
@@ -75,6 +79,8 @@ class Exchange:
                 connection = await self._send()
                 try:
                     headers = CIMultiDict(to_client(connection.headers))
+                    for name in self._trip.answered(headers):
+                        headers.popall(name, None)
                     headers[REQUEST_ID] = self._trip.asked.request.id
                     headers.update(self._trip.response_headers())
                     headers.update(explained())
@@ -157,13 +163,13 @@ class Exchange:
             while following := await connection.read(self._upstream.limits.idle_s):
                 piece = following
                 self._feed(piece)
-                await self._write(response, piece)
+                await self._write(request, response, piece)
         except UpstreamError:
             self._end = End.ENGINE_ERROR
             self._tell_health()
             if events and piece.endswith(b"\n\n"):
                 with contextlib.suppress(ConnectionError):
-                    await self._write(response, BROKEN_OFF)
+                    await self._write(request, response, BROKEN_OFF)
             request.protocol.force_close()  # once what was written is sent
         except ConnectionError:
             return _cut(request, response)
@@ -171,8 +177,12 @@ class Exchange:
             self._end = _end(connection.status)
         return response
 
-    async def _write(self, response: web.StreamResponse, piece: bytes) -> None:
+    async def _write(self, request: web.BaseRequest, response: web.StreamResponse, piece: bytes) -> None:
         """Hand a piece to the client's connection. Raises ConnectionError where that is gone, or takes nothing for too long."""
+        transport = request.transport
+        if transport is not None and len(piece) <= UNTIMED_BYTES_MAX and not transport.get_write_buffer_size():
+            await response.write(piece)
+            return
         try:
             async with asyncio.timeout(self._limits.client_s):
                 await response.write(piece)

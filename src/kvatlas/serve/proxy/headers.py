@@ -28,6 +28,7 @@ _OWN_REQUEST = (
     # Set anew for the engine. Answers stay uncompressed: their usage is read.
     | {b"host", b"content-length", b"expect", b"accept-encoding", b"x-forwarded-for", b"x-forwarded-proto"}
 )
+_ROUTING = CONSUMED | {REQUEST_ID}
 _OWN_RESPONSE = HOP_BY_HOP | {REQUEST_ID.encode()}
 
 
@@ -77,10 +78,14 @@ def to_engine(
 ) -> list[Pair]:
     """Return a request's headers as an engine gets them.
 
-    ``routing``: what the router sets. ``authorization``: the proxy's own for engines; without it the client's goes on, if
+    ``routing``: what the router sets, in place of the client's. ``authorization``: the proxy's own for engines; without it the client's goes on, if
     ``keep_authorization``.
     """
-    dropped = _OWN_REQUEST | _named_by_connection(headers)
+    named = _named_by_connection(headers)
+    dropped = _OWN_REQUEST | named if named else _OWN_REQUEST
+    overridden = routing.keys() - _ROUTING
+    if overridden:
+        dropped = dropped | {name.encode("latin-1") for name in overridden}
     if authorization is not None or not keep_authorization:
         dropped = dropped | {b"authorization"}
     forwarded = [value for name, value in headers if name.lower() == b"x-forwarded-for"]
