@@ -44,7 +44,7 @@ class Cycle:
         self.notes: list[str] = []
         """What a person who reads the decision should know: a degraded mode, a rule that took effect."""
         self.saturated = False
-        """A filter left nobody because all were busy: the client should come again (429), rather than take the service for down."""
+        """A filter left nobody because all were busy: the client should come again (429), not take the service for down."""
         self.kept: dict[str, Any] = {}
         """What a plugin keeps from one of its methods to the next, by the plugin's name."""
 
