@@ -16,6 +16,7 @@ from kvatlas.config import Seconds, TokenSettings
 from kvatlas.config.proxy import ProxySettings
 from kvatlas.discovery.health import Health, HealthLimits
 from kvatlas.observe.metrics import Metrics
+from kvatlas.observe.traces import Traces
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision, ProfileRun
 from kvatlas.route.endpoint import Endpoint, EndpointName
@@ -27,7 +28,7 @@ from kvatlas.route.request import RouteRequest
 from kvatlas.route.router import Router
 from kvatlas.route.scheduler import NamedProducer, Scheduler
 from kvatlas.serve.proxy.server import ProxyServer
-from kvatlas.serve.routing.dispatch import Dispatcher
+from kvatlas.serve.routing.dispatch import Dispatcher, RoutingBounds
 from kvatlas.serve.routing.metrics import RoutingMetrics
 from kvatlas.tokens.setup import make_tokenization
 from kvatlas.types import PodId
@@ -146,6 +147,8 @@ async def proxy(
     matched_tokens: Mapping[str, int] | None = None,
     prefill: str | None = None,
     admission: Any = None,
+    bounds: RoutingBounds | None = None,
+    traces: Traces | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Proxy]:
     """Run a proxy before engines, named e0, e1 and so on, preferred in this order.
@@ -162,7 +165,8 @@ async def proxy(
     router = Router(scheduler, {"preference": preference})
     registry = CollectorRegistry()
     tokenization = make_tokenization(TokenSettings(), Metrics())
-    dispatcher = Dispatcher(router, tokenization, admission or Open(), RoutingMetrics(registry))
+    metrics = RoutingMetrics(registry)
+    dispatcher = Dispatcher(router, tokenization, admission or Open(), metrics, bounds or RoutingBounds(), traces)
     health = Health(limits, clock)
     defaults = ProxySettings(port=0, shutdown_grace=Seconds(5))
     server = ProxyServer(dispatcher, health, msgspec.structs.replace(defaults, **(settings or {})), registry)

@@ -229,15 +229,24 @@ class HttpEngine:
         if self.options.token_s:
             await asyncio.sleep(self.options.token_s * answer.output_tokens)
         body = answer.whole()
+        headers = self._orca(request)
         if request[_FAULT] is None and self.permits is None:
-            return web.Response(body=body, content_type=JSON)
-        response = web.StreamResponse(headers={"Content-Type": JSON, "Content-Length": str(len(body))})
+            return web.Response(body=body, content_type=JSON, headers=headers)
+        response = web.StreamResponse(headers={"Content-Type": JSON, "Content-Length": str(len(body)), **headers})
         await response.prepare(request)
         writer = PieceWriter(request, response, request[_FAULT])
         size = -(-len(body) // PIECES)
         for start in range(0, len(body), size):
             await self._write(writer, body[start : start + size])
         return response
+
+    def _orca(self, request: web.Request) -> dict[str, str]:
+        """Tell load where a request asks for it, in JSON, and with answers that are no streams, as vLLM does."""
+        if request.headers.get("endpoint-load-metrics-format", "").lower() != "json":
+            return {}
+        usage = len(self.cache) / max(1, self.cache.blocks_max)
+        told = {"named_metrics": {"kv_cache_usage_perc": usage, "num_requests_waiting": float(self.waiting)}}
+        return {"endpoint-load-metrics": f"JSON {msgspec.json.encode(told).decode()}"}
 
     async def _write(self, writer: PieceWriter, piece: bytes) -> None:
         if self.permits is not None:

@@ -29,7 +29,7 @@ from kvatlas.route.request import RouteRequest
 from kvatlas.route.router import Router
 from kvatlas.route.scheduler import Scheduler
 from kvatlas.serve.extproc.server import ExtProcServer
-from kvatlas.serve.routing.dispatch import Dispatcher
+from kvatlas.serve.routing.dispatch import Dispatcher, RoutingBounds
 from kvatlas.serve.routing.metrics import RoutingMetrics
 from kvatlas.tokens.tokenization import Tokenization
 from kvatlas.types import PodId
@@ -111,7 +111,8 @@ class Gatekeeper:
 class Picker:
     """Everything behind the ports, and the server in front of it, which can be stopped and started again."""
 
-    def __init__(self, authorities: Sequence[str], **settings: Any) -> None:
+    def __init__(self, authorities: Sequence[str], *, orca: bool = False, **settings: Any) -> None:
+        """``orca``: ask engines for their load. ``settings``: of ExtProcSettings."""
         self.settings = {"port": 0, "health_port": 0, "shutdown_grace": 5.0, "drain_delay": 0.0, **settings}
         self.outcomes = Outcomes()
         self.admission = Gatekeeper()
@@ -120,7 +121,8 @@ class Picker:
         self.router = Router(scheduler, {"outcomes": self.outcomes}, random=random.Random(0))
         self.set_endpoints(*authorities)
         metrics = RoutingMetrics(CollectorRegistry())
-        self.dispatcher = Dispatcher(self.router, Tokenization([], Metrics()), self.admission, metrics)
+        bounds = RoutingBounds(orca=orca)
+        self.dispatcher = Dispatcher(self.router, Tokenization([], Metrics()), self.admission, metrics, bounds)
         self.registry = CollectorRegistry()
         self.port = 0
         self.health_port = 0

@@ -93,6 +93,15 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
     decision_log: Annotated[bool, Meta(description="Write a log line for each request that ended: where it went, and why.")] = (
         False
     )
+    orca: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Ask engines to tell their load with each answer (ORCA headers). vLLM collects all its metrics and writes a "
+                "log line each time, and tells nothing with streams: of use where polls are slow or impossible."
+            )
+        ),
+    ] = False
     endpoints: Annotated[
         tuple[str, ...],
         Meta(

@@ -453,3 +453,30 @@ async def test_a_request_on_its_way_keeps_no_body() -> None:
     told.exchange.decided(trip)
     assert trip.asked.body == b""
     assert told.room.used_bytes == 0
+
+
+# ── what answers tell ──
+
+LOAD = {"endpoint_load_metrics": 'JSON {"named_metrics": {"kv_cache_usage_perc": 0.4, "num_requests_waiting": 3.0}}'}
+
+
+async def test_engines_are_asked_for_their_load_and_the_answer_is_learnt_and_removed() -> None:
+    told = Told(Picker(["10.0.0.1:8000"], orca=True))
+    head = (await told.ask())[0].request_headers.response.header_mutation
+    assert set_in(head)["endpoint-load-metrics-format"] == "JSON"
+    (reply,) = await told.tell(response_headers(**LOAD))
+    assert list(reply.response_headers.response.header_mutation.remove_headers) == ["endpoint-load-metrics"]
+    (endpoint,) = told.picker.router.endpoints
+    report = told.picker.router.load(endpoint.name).report
+    assert report is not None
+    assert (report.waiting, report.kv_usage) == (3, 0.4)
+    told.exchange.close()
+
+
+async def test_a_client_that_asks_for_load_gets_it() -> None:
+    told = Told()
+    head = (await told.ask(headers={**POST, "endpoint-load-metrics-format": "JSON"}))[0].request_headers.response
+    assert "endpoint-load-metrics-format" not in set_in(head.header_mutation)
+    (reply,) = await told.tell(response_headers(**LOAD))
+    assert not reply.response_headers.response.header_mutation.remove_headers
+    told.exchange.close()

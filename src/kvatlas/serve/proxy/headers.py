@@ -78,8 +78,8 @@ def to_engine(
 ) -> list[Pair]:
     """Return a request's headers as an engine gets them.
 
-    ``routing``: what the router sets, in place of the client's. ``authorization``: the proxy's own for engines; without it the client's goes on, if
-    ``keep_authorization``.
+    ``routing``: what the router sets, in place of the client's. ``authorization``: the proxy's own for engines; without it the
+    client's goes on, if ``keep_authorization``.
     """
     named = _named_by_connection(headers)
     dropped = _OWN_REQUEST | named if named else _OWN_REQUEST

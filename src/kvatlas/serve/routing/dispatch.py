@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Protocol
 
 import msgspec
@@ -17,6 +17,7 @@ from kvatlas.route.request import RouteRequest
 from kvatlas.route.router import Flight, Router
 from kvatlas.serve.prompts import named
 from kvatlas.serve.routing.asked import DESTINATION, DP_RANK, ENCODERS, PREFILLER, REQUEST_ID, Asked, read_request, request_id
+from kvatlas.serve.routing.load_headers import LoadHeaders
 from kvatlas.serve.routing.metrics import RoutingMetrics
 from kvatlas.serve.routing.spans import UNTRACED, RequestSpan, begin
 from kvatlas.tokens.tokenization import Tokenization, Waiting
@@ -45,6 +46,8 @@ class RoutingBounds(msgspec.Struct, frozen=True):
     """Models that have a tokenizer of their own, whatever else they are called."""
     aliases: Mapping[str, str] = {}
     """Other names of models: alias to name."""
+    orca: bool = False
+    """Ask engines to tell their load with answers."""
 
 
 class Dispatcher:
@@ -66,6 +69,7 @@ class Dispatcher:
         self._tokenization = tokenization
         self._bounds = bounds
         self._traces = traces
+        self.load_headers = LoadHeaders(router, metrics, ask=bounds.orca)
         waiting = tokenization.waiting
         self._waiting = Waiting(waiting.policy, waiting.budget_s, min(waiting.timeout_s, bounds.tokens_timeout_s))
 
@@ -144,6 +148,7 @@ class Trip:
         self._dispatcher = dispatcher
         self._flight = flight
         self._span = span
+        self._endpoint = flight.decision.target
 
     @property
     def decision(self) -> Decision:
@@ -162,6 +167,7 @@ class Trip:
             headers[PREFILLER] = decision.prefill.authority
         if decision.encoders:
             headers[ENCODERS] = ",".join(encoder.authority for encoder in decision.encoders)
+        headers.update(self._dispatcher.load_headers.to_engine(self.asked.request.headers))
         headers.update(self._span.headers())
         return headers
 
@@ -177,7 +183,14 @@ class Trip:
         """The request is sent to another endpoint instead."""
         self._dispatcher.metrics.retried()
         self._flight.moved(endpoint.name)
+        self._endpoint = endpoint
         self._span.moved(endpoint.name)
+
+    def answered(self, headers: Mapping[str, str]) -> Collection[str]:
+        """The answer's headers came (by lower-case name). Return which of them are not for the client."""
+        if self._dispatcher.load_headers.learn(self._endpoint, headers):
+            self._dispatcher.admission.changed()
+        return self._dispatcher.load_headers.hidden(self.asked.request.headers)
 
     def first_token(self, ttft_s: float) -> None:
         """The first token came, so many seconds after the request was sent."""

@@ -63,6 +63,13 @@ class RoutingMetrics:
             ("producer",),
             registry=registry,
         )
+        self._loads = Counter(
+            "kvatlas_route_load_headers",
+            "Answers whose headers told their engine's load, by what became of it: taken, unreadable, "
+            "left_out (too little, or of one rank of several).",
+            ("outcome",),
+            registry=registry,
+        )
         self._stages = Histogram(
             "kvatlas_route_stage_seconds",
             "Time before a request is sent, by stage: read, tokens, admission, decide.",
@@ -124,6 +131,10 @@ class RoutingMetrics:
     def producer_failed(self, producer: str, _error: Exception) -> None:
         """Count a failure of a data producer. Names are those of the configuration, and so bounded."""
         self._producers.labels(producer).inc()
+
+    def load_told(self, outcome: str) -> None:
+        """Count an answer that told its engine's load: taken, left_out, unreadable."""
+        self._loads.labels(outcome).inc()
 
     def retried(self) -> None:
         self._retries.inc()

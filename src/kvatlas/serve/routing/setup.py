@@ -80,6 +80,7 @@ class Routing:
             priorities=settings.objectives,
             tokenizers=config.tokens.models.keys(),
             aliases=config.models,
+            orca=settings.orca,
         )
         self._traces = traces_from(os.environ)
         dispatcher = Dispatcher(self.router, tokenization, self._admission, self._metrics, bounds, self._traces)
