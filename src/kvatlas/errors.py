@@ -14,7 +14,8 @@ KvatlasError
 ├── DecodeError          bytes that are no event payload: reason (a metric's label)
 ├── RecordingError       a capture file that is no capture: path, offset
 ├── SnapshotError        a snapshot that cannot be restored: problem, remedy
-└── SourceError          an event source cannot do its work: endpoint, remedy
+├── SourceError          an event source cannot do its work: endpoint, remedy
+└── WorkerError          a worker process cannot start: number, problem
 """
 
 from __future__ import annotations
@@ -158,6 +159,15 @@ class SourceError(KvatlasError):
         self.problem = problem
         self.remedy = remedy
         super().__init__(f"{endpoint}: {problem}; {remedy}")
+
+
+class WorkerError(KvatlasError):
+    """A worker process cannot start. None of the others was left running."""
+
+    def __init__(self, number: int, problem: str) -> None:
+        self.number = number
+        self.problem = problem
+        super().__init__(f"worker {number} cannot start: {problem}")
 
 
 class RouteError(KvatlasError):

@@ -42,6 +42,10 @@ def route(
     api_port: Annotated[
         int | None, typer.Option(help="Port of the API: decisions, scores, metrics.  [api.port]", metavar="PORT")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that share the proxy's port.  [route.workers]", metavar="COUNT", show_default=False),
+    ] = None,
     engine: Engines = None,
     settings: Annotated[
         list[str] | None,
@@ -62,7 +66,7 @@ def route(
         kvatlas explain
     """
     from kvatlas.config import load_config
-    from kvatlas.serve.service import run
+    from kvatlas.serve.workers.supervisor import run
 
     given: list[tuple[str, object]] = [
         ("route.endpoints", endpoint or None),
@@ -73,6 +77,7 @@ def route(
         ("extProc.host", host),
         ("extProc.port" if ext_proc else "proxy.port", port),
         ("api.port", api_port),
+        ("route.workers", workers),
     ]
     overrides = [*(settings or ()), *engines_override(engine or ())]
     overrides += [f"{path}={_written(value)}" for path, value in given if value is not None]

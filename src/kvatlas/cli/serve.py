@@ -44,7 +44,7 @@ def serve(
         _list_settings(json)
         return
     from kvatlas.config import load_config
-    from kvatlas.serve.service import run
+    from kvatlas.serve.workers.supervisor import run
 
     overrides = [*(settings or ()), *engines_override(engine or ())]
     for path, value in (("api.host", host), ("api.grpcHost", host), ("api.port", port), ("api.grpcPort", grpc_port)):

@@ -93,6 +93,14 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
     decision_log: Annotated[bool, Meta(description="Write a log line for each request that ended: where it went, and why.")] = (
         False
     )
+    workers: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=64,
+            description="Processes that share the proxy's port; each has an index of its own, and an API at the next port.",
+        ),
+    ] = 1
     orca: Annotated[
         bool,
         Meta(

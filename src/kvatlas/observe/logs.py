@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, TextIO, cast
 
 import msgspec
@@ -33,13 +33,13 @@ def get_logger(name: str) -> BoundLogger:
     return cast(BoundLogger, logger)
 
 
-def configure_logs(settings: LogSettings, stream: TextIO | None = None) -> None:
+def configure_logs(settings: LogSettings, stream: TextIO | None = None, *, bound: Mapping[str, object] | None = None) -> None:
     """Send all logs of the process, other libraries' included, to ``stream`` (standard error) in one form.
 
-    Replaces handlers set before. Other libraries are heard from warnings on.
+    Replaces handlers set before. Other libraries are heard from warnings on. ``bound``: what every line says besides.
     """
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
-    handler.setFormatter(_formatter(settings))
+    handler.setFormatter(_formatter(settings, bound or {}))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -65,11 +65,16 @@ def withhold_private(_logger: Any, _method: str, event: MutableMapping[str, Any]
     return event
 
 
-def _formatter(settings: LogSettings) -> logging.Formatter:
+def _formatter(settings: LogSettings, bound: Mapping[str, object]) -> logging.Formatter:
+    def add_bound(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event.update(bound)
+        return event
+
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_bound,
     ]
     if settings.format == "json":
         shared.append(structlog.processors.format_exc_info)

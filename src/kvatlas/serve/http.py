@@ -44,6 +44,7 @@ from kvatlas.serve.schema import (
     ScoreBody,
     read_body,
 )
+from kvatlas.serve.workers.worker import Worker
 from kvatlas.tokens.tokenization import Tokenization
 from kvatlas.types import BlockKey, PodId
 
@@ -53,9 +54,16 @@ _OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")
 
 
 def build_app(
-    indexer: ServedIndex, tokenization: Tokenization, gate: Gate | None = None, router: Router | None = None
+    indexer: ServedIndex,
+    tokenization: Tokenization,
+    gate: Gate | None = None,
+    router: Router | None = None,
+    worker: Worker | None = None,
 ) -> FastAPI:
-    """Return the API over an index. ``gate``: shared with gRPC where that is there; ``router``: whose decisions to show."""
+    """Return the API over an index. ``gate``: shared with gRPC where that is there; ``router``: whose decisions to show.
+
+    ``worker``: which of several processes this is.
+    """
     api = indexer.config.api
     prompts = Prompts(indexer.config, tokenization, indexer.metrics)
     routes = _Routes(indexer, prompts, gate or Gate(api.concurrency_max))
@@ -79,7 +87,7 @@ def build_app(
         ("GET", "/metrics", routes.metrics),
     ]
     if router is not None:
-        decisions = RoutingRoutes(router)
+        decisions = RoutingRoutes(router, worker)
         endpoints += [("GET", "/v1/decisions", decisions.decisions), ("GET", "/v1/endpoints", decisions.endpoints)]
     for method, path, endpoint in endpoints:
         app.add_api_route(

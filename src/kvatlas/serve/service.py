@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import math
-import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -15,18 +14,20 @@ from functools import partial
 import msgspec
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
 from kvatlas.config import ApiSettings, Config
 from kvatlas.errors import ConfigError
 from kvatlas.index.choice import REMEDY, native_version, why_no_native
 from kvatlas.indexer import Indexer
 from kvatlas.observe.logs import configure_logs, get_logger
-from kvatlas.route.router import Router
 from kvatlas.serve.connection import timed_protocol
 from kvatlas.serve.gate import Gate
 from kvatlas.serve.grpc import GrpcServer
 from kvatlas.serve.http import build_app
 from kvatlas.serve.routing.setup import DoorAddresses, Routing
+from kvatlas.serve.stopping import Stopping, stopping_by
+from kvatlas.serve.workers.worker import Worker, show_worker
 from kvatlas.tokens.setup import make_tokenization
 from kvatlas.tokens.tokenization import Tokenization
 
@@ -55,22 +56,29 @@ def run(config: Config) -> None:
 
 
 async def serve(
-    config: Config, *, stop: asyncio.Event | None = None, started: Callable[[Addresses], None] | None = None
+    config: Config,
+    *,
+    stop: asyncio.Event | None = None,
+    started: Callable[[Addresses], None] | None = None,
+    worker: Worker | None = None,
 ) -> None:
     """Serve until ``stop`` is set; without it until SIGTERM or SIGINT (a second one cuts the grace short).
 
-    ``started`` is called once everything listens. Stopping refuses new work at once, lets requests in progress finish within
-    api.shutdownGrace, then closes the index. Raises ConfigError or SourceError where an address cannot be had; nothing is
-    left running then.
+    ``started`` is called once everything listens; ``worker``: which of several processes this is. Stopping refuses new work
+    at once, lets requests in progress finish within api.shutdownGrace, then closes the index. Raises ConfigError or
+    SourceError where an address cannot be had; nothing is left running then.
     """
-    stopping = _Stopping()
-    with _signals(stopping) if stop is None else _event(stopping, stop):
+    with stopping_by(stop) as stopping:
         async with AsyncExitStack() as cleanup:
-            await _serve(config, stopping, cleanup, started)
+            await _serve(config, stopping, cleanup, started, worker)
 
 
 async def _serve(
-    config: Config, stopping: _Stopping, cleanup: AsyncExitStack, started: Callable[[Addresses], None] | None
+    config: Config,
+    stopping: Stopping,
+    cleanup: AsyncExitStack,
+    started: Callable[[Addresses], None] | None,
+    worker: Worker | None,
 ) -> None:
     api = config.api
     indexer = Indexer(config)
@@ -82,7 +90,10 @@ async def _serve(
     cleanup.callback(tokenization.close)
     tokenization.warm()
     routing = Routing(config, indexer, tokenization) if config.route.front_doors else None
-    http = _http_server(api, indexer, tokenization, gate, None if routing is None else routing.router)
+    if worker is not None:
+        show_worker(worker, indexer.metrics.registry)
+    app = build_app(indexer, tokenization, gate, None if routing is None else routing.router, worker)
+    http = _http_server(api, app)
     listener = _listen(api)
     cleanup.callback(listener.close)
     grpc_server = GrpcServer(indexer, tokenization, gate)
@@ -117,9 +128,7 @@ async def _serve(
     _log.info("stopped")
 
 
-async def _end(
-    stopping: _Stopping, http: _Http, http_task: asyncio.Task[None], grpc_server: GrpcServer, grace_s: float
-) -> None:
+async def _end(stopping: Stopping, http: _Http, http_task: asyncio.Task[None], grpc_server: GrpcServer, grace_s: float) -> None:
     """End both servers within the grace, or at once where that is asked for meanwhile."""
 
     async def cut_short() -> None:
@@ -137,7 +146,7 @@ async def _end(
         http_task.result()
 
 
-async def _close_doors(stopping: _Stopping, routing: Routing) -> None:
+async def _close_doors(stopping: Stopping, routing: Routing) -> None:
     """Let routed requests finish within the front doors' own grace, or at once where that is asked for meanwhile."""
     closing = asyncio.create_task(routing.stop())
     at_once = asyncio.create_task(stopping.at_once.wait())
@@ -164,36 +173,6 @@ def _set(event: asyncio.Event, _ended: asyncio.Task[None]) -> None:
     event.set()
 
 
-class _Stopping:
-    """Whether to stop, and whether to do so without waiting for requests in progress."""
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.at_once = asyncio.Event()
-
-    def signal(self) -> None:
-        (self.at_once if self.asked.is_set() else self.asked).set()
-
-
-@contextmanager
-def _signals(stopping: _Stopping) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, stopping.signal)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-
-@contextmanager
-def _event(stopping: _Stopping, stop: asyncio.Event) -> Iterator[None]:
-    stopping.asked = stop
-    yield
-
-
 class _Http(uvicorn.Server):
     """uvicorn, with signals left to the service, which has more than HTTP to stop."""
 
@@ -210,9 +189,9 @@ class _Http(uvicorn.Server):
         yield
 
 
-def _http_server(api: ApiSettings, indexer: Indexer, tokenization: Tokenization, gate: Gate, router: Router | None) -> _Http:
+def _http_server(api: ApiSettings, app: FastAPI) -> _Http:
     config = uvicorn.Config(
-        build_app(indexer, tokenization, gate, router),
+        app,
         http=timed_protocol(api.request_timeout),
         ws="none",
         lifespan="off",

@@ -60,7 +60,7 @@ class ProxyServer:
 
     async def start(self) -> None:
         """Listen. Raises ConfigError where the address cannot be had."""
-        bound = _bind(self._settings)
+        bound = bind(self._settings)
         self._connections = _Connections(self._handler, self._settings)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(self._connections, sock=bound, backlog=BACKLOG, ssl=self._tls)
@@ -152,8 +152,8 @@ class _Connections(web.Server):
                 self._all_idle.set()
 
 
-def _bind(settings: ProxySettings) -> socket.socket:
-    """Return a bound socket."""
+def bind(settings: ProxySettings) -> socket.socket:
+    """Return a socket at the proxy's address, which takes no connections yet. ConfigError where that cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

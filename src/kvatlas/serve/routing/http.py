@@ -11,6 +11,7 @@ from kvatlas.route.router import Router
 from kvatlas.serve.faults import JSON
 from kvatlas.serve.queries import known_parameters
 from kvatlas.serve.routing.explain import DecisionsAnswer, endpoints_shown, shown
+from kvatlas.serve.workers.worker import Worker
 
 DECISIONS_DEFAULT = 20
 DECISIONS_MAX = 1_000
@@ -19,8 +20,11 @@ DECISIONS_MAX = 1_000
 class RoutingRoutes:
     """One method a route. Docstrings are shown in the API's documentation."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, worker: Worker | None = None) -> None:
+        """``worker``: which of several processes this is; each knows its own decisions."""
         self._router = router
+        self._worker = worker
+        self._headers = {} if worker is None else {"x-kvatlas-worker": str(worker)}
 
     async def decisions(self, request: Request) -> Response:
         """Show the last decisions, newest first: who could have had each request, what each held and scored, how it went."""
@@ -31,17 +35,23 @@ class RoutingRoutes:
         if wanted is not None:
             logged = self._router.log.get(wanted)
             if logged is None:
-                raise RequestError("id", f"no decision for {wanted!r:.80} is kept", "the last 1000 are; see /v1/decisions")
+                remedy = "the last 1000 are; see /v1/decisions"
+                if self._worker is not None:
+                    remedy += f". This is worker {self._worker}; others, at the next ports, have decisions of their own"
+                raise RequestError("id", f"no decision for {wanted!r:.80} is kept", remedy)
             found = [logged]
         else:
             found = self._router.log.last(DECISIONS_MAX)
         chosen = [one for one in found if endpoint in (None, one.decision.target.name, one.decision.target.authority)]
-        return _json(DecisionsAnswer(tuple(shown(one) for one in chosen[:limit])))
+        return self._json(DecisionsAnswer(tuple(shown(one) for one in chosen[:limit])))
 
     async def endpoints(self, request: Request) -> Response:
         """Show everyone a request could be sent to, and how busy they are."""
         known_parameters(request.query_params, frozenset())
-        return _json(endpoints_shown(self._router))
+        return self._json(endpoints_shown(self._router))
+
+    def _json(self, answer: msgspec.Struct) -> Response:
+        return Response(msgspec.json.encode(answer), headers=self._headers, media_type=JSON)
 
 
 def _limit(text: str | None) -> int:
@@ -50,7 +60,3 @@ def _limit(text: str | None) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= DECISIONS_MAX):
         raise RequestError("limit", f"{text!r:.40} is no such number", f"1 to {DECISIONS_MAX}")
     return int(text)
-
-
-def _json(answer: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(answer), media_type=JSON)

@@ -1,0 +1,55 @@
+"""What workers run, which settings they cannot share, and when one that died is started again."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from kvatlas.config import Config, load_config
+from kvatlas.errors import ConfigError
+from kvatlas.serve.workers.plan import RESTART_S_MAX, check, plan_of, restart_in_s
+from kvatlas.serve.workers.worker import Worker
+
+
+def config(*overrides: str) -> Config:
+    return load_config(environ={}, overrides=['route.frontDoors=["proxy"]', "route.workers=3", *overrides])
+
+
+def test_workers_share_the_proxys_port_and_have_ports_of_their_own_for_the_api() -> None:
+    plans = [plan_of(config("api.port=9000"), Worker(number, 3), 7000).config for number in range(3)]
+    assert [(one.proxy.port, one.proxy.reuse_port) for one in plans] == [(7000, True)] * 3
+    assert [one.api.port for one in plans] == [9000, 9001, 9002]
+    assert [one.api.grpc_port for one in plans] == [50051, 50052, 50053]
+    assert not any(one.zmq.bind for one in plans)
+
+
+def test_a_free_api_port_stays_a_free_one() -> None:
+    assert plan_of(config("api.port=0"), Worker(2, 3), 7000).config.api.port == 0
+
+
+def test_a_plan_reaches_the_worker_as_it_was_secrets_included() -> None:
+    plan = plan_of(config("proxy.token=secret"), Worker(1, 3), 7000)
+    assert pickle.loads(pickle.dumps(plan)) == plan  # noqa: S301
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (('route.frontDoors=["proxy", "ext-proc"]',), "route.workers"),
+        (('zmq.engines=[{"endpoint": "tcp://10.0.0.7:5557"}]', "zmq.bind=true"), "zmq.bind"),
+        (("api.port=65534",), "api.port"),
+        (("api.grpcPort=65535",), "api.grpcPort"),
+    ],
+)
+def test_settings_that_workers_cannot_share_are_refused(overrides: tuple[str, ...], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(config(*overrides))
+    assert caught.value.path == field
+
+
+def test_a_worker_that_goes_on_dying_is_started_ever_more_rarely_up_to_a_bound() -> None:
+    waits = [restart_in_s(failures) for failures in range(1, 100)]
+    assert waits[0] > 0
+    assert waits == sorted(waits)
+    assert waits[-1] == RESTART_S_MAX
