@@ -101,7 +101,7 @@ async def test_connections_to_engines_are_used_again() -> None:
         for _ in range(5):
             async with px.client.post("/v1/completions", json=COMPLETION) as answer:
                 await answer.read()
-        assert len(px.server._upstream._engines[one.url].open) == 1
+        assert one.connections == 1
 
 
 # -- headers ------------------------------------------------------------------------------------------------------------

@@ -270,8 +270,6 @@ async def test_what_a_slow_client_does_not_take_stays_with_the_engine() -> None:
             for _ in range(2_000):
                 await asyncio.sleep(0)
         assert sent < 30 << 20
-        connection = next(iter(px.server._upstream._engines[one.url].open))
-        assert connection._buffered < 1 << 20
         rest = await answer.content.read()
         assert rest.endswith(b"data: [DONE]\n\n")
 

@@ -106,6 +106,12 @@ class HttpEngine:
     def url(self) -> str:
         return f"http://{self.authority}"
 
+    @property
+    def connections(self) -> int:
+        """Open ones, to whatever."""
+        assert self._runner.server is not None
+        return len(self._runner.server.connections)
+
     async def start(self) -> None:
         await self._runner.setup()
         await self.listen()

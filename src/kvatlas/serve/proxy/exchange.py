@@ -14,11 +14,10 @@ from multidict import CIMultiDict
 from kvatlas.discovery.health import Health
 from kvatlas.route.endpoint import Endpoint
 from kvatlas.route.outcome import End, Outcome
-from kvatlas.serve.proxy.connection import EngineConnection
 from kvatlas.serve.proxy.errors import Break, ProxyError, UpstreamError, unanswered
-from kvatlas.serve.proxy.headers import to_client
+from kvatlas.serve.proxy.headers import Pair, to_client
 from kvatlas.serve.proxy.retries import RetryBudget, Tried
-from kvatlas.serve.proxy.upstream import Upstream
+from kvatlas.serve.proxy.upstream import EngineAnswer, Upstream
 from kvatlas.serve.routing.answers import AnswerReader, Usage
 from kvatlas.serve.routing.asked import REQUEST_ID
 from kvatlas.serve.routing.dispatch import Trip
@@ -51,15 +50,17 @@ class Exchange:
         health: Health,
         budget: RetryBudget,
         limits: ExchangeLimits,
-        engine_head: Callable[[Endpoint], bytes],
+        target: str,
+        headers_to: Callable[[Endpoint], list[Pair]],
     ) -> None:
-        """``engine_head``: the request as it is sent to an endpoint, up to its body."""
+        """``target``: path and query; ``headers_to``: the request's headers as an endpoint gets them."""
         self._trip = trip
         self._upstream = upstream
         self._health = health
         self._budget = budget
         self._limits = limits
-        self._engine_head = engine_head
+        self._target = target
+        self._headers_to = headers_to
         self._sent_s = 0.0
         self._ttft_s: float | None = None
         self._reader: AnswerReader | None = None
@@ -76,17 +77,17 @@ class Exchange:
         """
         try:
             async with asyncio.timeout(self._limits.request_s):
-                connection = await self._send()
+                answer = await self._send()
                 try:
-                    headers = CIMultiDict(to_client(connection.headers))
+                    headers = CIMultiDict(to_client(answer.headers))
                     for name in self._trip.answered(headers):
                         headers.popall(name, None)
                     headers[REQUEST_ID] = self._trip.asked.request.id
                     headers.update(self._trip.response_headers())
                     headers.update(explained())
-                    return await self._pass_on(request, connection, headers)
+                    return await self._pass_on(request, answer, headers)
                 finally:
-                    self._upstream.release(self.endpoint, connection)
+                    self._upstream.release(self.endpoint, answer)
         except UpstreamError as error:
             self._end = End.UNREACHABLE
             raise unanswered(error, self.endpoint.name) from error
@@ -99,7 +100,7 @@ class Exchange:
         finally:
             self._trip.finished(self._outcome())
 
-    async def _send(self) -> EngineConnection:
+    async def _send(self) -> EngineAnswer:
         """Send the request to its target, or to whom it can be sent instead; return where an answer begins."""
         self._budget.request()
         tried = Tried(self._trip.decision, self._health.healthy)
@@ -109,16 +110,16 @@ class Exchange:
                 self._trip.moved(endpoint)
                 self.endpoint = endpoint
             try:
-                connection = await self._attempt(endpoint)
+                answer = await self._attempt(endpoint)
             except UpstreamError as error:
                 another = None if error.how is Break.SILENT else self._another(tried, error)
                 if another is None:
                     raise
             else:
-                another = self._another(tried) if connection.status == 503 else None
+                another = self._another(tried) if answer.status == 503 else None
                 if another is None:
-                    return connection
-                self._upstream.release(endpoint, connection)
+                    return answer
+                self._upstream.release(endpoint, answer)
             endpoint = another
 
     def _another(self, tried: Tried, error: UpstreamError | None = None) -> Endpoint | None:
@@ -126,41 +127,39 @@ class Exchange:
         another = tried.next(unreachable=error is not None and error.how is Break.NO_CONNECTION)
         return another if tried.count <= self._limits.retries_max and another is not None and self._budget.take() else None
 
-    async def _attempt(self, endpoint: Endpoint) -> EngineConnection:
-        head = self._engine_head(endpoint)
+    async def _attempt(self, endpoint: Endpoint) -> EngineAnswer:
+        headers = self._headers_to(endpoint)
         self._sent_s = time.perf_counter()
         turn = self._health.enter(endpoint.name)
         if turn is None:  # nobody is healthy
-            return await self._upstream.send(endpoint, head, self._trip.asked.body)
+            return await self._upstream.send(endpoint, "POST", self._target, headers, self._trip.asked.body)
         with turn:
             try:
-                connection = await self._upstream.send(endpoint, head, self._trip.asked.body)
+                answer = await self._upstream.send(endpoint, "POST", self._target, headers, self._trip.asked.body)
             except UpstreamError as error:
                 if error.how is not Break.ALL_IN_USE:
                     turn.failed()
                 raise
-            if connection.status < 500:
+            if answer.status < 500:
                 turn.succeeded()
-            elif connection.status != 503:
+            elif answer.status != 503:
                 turn.failed()
-            return connection
+            return answer
 
-    async def _pass_on(
-        self, request: web.BaseRequest, connection: EngineConnection, headers: CIMultiDict[str]
-    ) -> web.StreamResponse:
+    async def _pass_on(self, request: web.BaseRequest, answer: EngineAnswer, headers: CIMultiDict[str]) -> web.StreamResponse:
         """Pass an answer on, each piece as it comes."""
         events = headers.get("Content-Type", "").startswith("text/event-stream")
         self._reader = AnswerReader(stream=events)
-        if connection.complete:  # all of it is here: it goes out at once
-            body = await connection.read(0.0)
+        if answer.complete:  # all of it is here: it goes out at once
+            body = await answer.read(0.0)
             self._feed(body)
-            self._end = _end(connection.status)
-            return web.Response(body=body, status=connection.status, headers=headers)
-        response = self._response = web.StreamResponse(status=connection.status, headers=headers)
+            self._end = _end(answer.status)
+            return web.Response(body=body, status=answer.status, headers=headers)
+        response = self._response = web.StreamResponse(status=answer.status, headers=headers)
         piece = b"\n\n"
         try:
             await response.prepare(request)
-            while following := await connection.read(self._upstream.limits.idle_s):
+            while following := await answer.read(self._upstream.limits.idle_s):
                 piece = following
                 self._feed(piece)
                 await self._write(request, response, piece)
@@ -174,11 +173,11 @@ class Exchange:
         except ConnectionError:
             return _cut(request, response)
         else:
-            self._end = _end(connection.status)
+            self._end = _end(answer.status)
         return response
 
     async def _write(self, request: web.BaseRequest, response: web.StreamResponse, piece: bytes) -> None:
-        """Hand a piece to the client's connection. Raises ConnectionError where that is gone, or takes nothing for too long."""
+        """Hand a piece to the client's answer. Raises ConnectionError where that is gone, or takes nothing for too long."""
         transport = request.transport
         if transport is not None and len(piece) <= UNTIMED_BYTES_MAX and not transport.get_write_buffer_size():
             await response.write(piece)
@@ -215,7 +214,7 @@ class Exchange:
 
 
 def _cut(request: web.BaseRequest, response: web.StreamResponse) -> web.StreamResponse:
-    """Close a client's connection at once, so that it sees that its answer is not whole."""
+    """Close a client's answer at once, so that it sees that its answer is not whole."""
     if request.transport is not None:
         request.transport.abort()
     return response

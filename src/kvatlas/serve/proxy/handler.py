@@ -20,7 +20,7 @@ from kvatlas.observe.logs import get_logger
 from kvatlas.route.endpoint import Endpoint
 from kvatlas.serve.proxy.errors import ProxyError, as_refusal
 from kvatlas.serve.proxy.exchange import Exchange, ExchangeLimits
-from kvatlas.serve.proxy.headers import EXPLAIN, Client, Pair, by_name, framing_problem, request_head, to_engine
+from kvatlas.serve.proxy.headers import EXPLAIN, Client, Pair, by_name, framing_problem, to_engine
 from kvatlas.serve.proxy.metrics import ProxyMetrics
 from kvatlas.serve.proxy.models import Models
 from kvatlas.serve.proxy.retries import RetryBudget
@@ -119,8 +119,10 @@ class ProxyHandler:
         try:
             body = await self._body(request, headers)
             trip = await self._dispatcher.dispatch(path, headers, body)
-            head = partial(self._engine_head, request, path, trip)
-            exchange = Exchange(trip, self._upstream, self._health, self._budget, self._limits, head)
+            headers_to = partial(self._engine_headers, request, trip)
+            query = request.rel_url.raw_query_string
+            target = f"{path}?{query}" if query else path
+            exchange = Exchange(trip, self._upstream, self._health, self._budget, self._limits, target, headers_to)
             return await exchange.run(request, lambda: explained(trip, exchange.endpoint) if EXPLAIN in headers else {})
         finally:
             self.in_progress -= 1
@@ -164,13 +166,13 @@ class ProxyHandler:
             ) from None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _engine_head(self, request: web.BaseRequest, path: str, trip: Trip, endpoint: Endpoint) -> bytes:
+    def _engine_headers(self, request: web.BaseRequest, trip: Trip, endpoint: Endpoint) -> list[Pair]:
         routing = trip.request_headers()
         del routing[DESTINATION]  # it is for gateways, which choose the endpoint by it
         routing.pop(DP_RANK, None)
         if endpoint.names_rank:
             routing[DP_RANK] = str(endpoint.dp_rank)
-        headers = to_engine(
+        return to_engine(
             request.raw_headers,
             host=endpoint.authority,
             body_bytes=len(trip.asked.body),
@@ -179,8 +181,6 @@ class ProxyHandler:
             authorization=self._engine_authorization,
             keep_authorization=not self._token.needed,
         )
-        query = request.rel_url.raw_query_string
-        return request_head("POST", f"{path}?{query}" if query else path, headers)
 
     async def _model_list(self, path: str, headers: Mapping[str, str]) -> web.Response:
         authorization = self._engine_authorization

@@ -109,13 +109,6 @@ def to_client(headers: Sequence[Pair]) -> list[tuple[str, str]]:
     ]
 
 
-def request_head(method: str, target: str, headers: Sequence[Pair]) -> bytes:
-    """Return a request as HTTP/1.1 writes it, up to its body. ``headers`` come from a parser, and so hold no line breaks."""
-    lines = [f"{method} {target} HTTP/1.1".encode("latin-1")]
-    lines += [name + b": " + value for name, value in headers]
-    return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
 def _named_by_connection(headers: Sequence[Pair]) -> frozenset[bytes]:
     """Return what Connection names, less what frames a body: that is not the sender's to hide."""
     values = [value for name, value in headers if name.lower() == b"connection"]

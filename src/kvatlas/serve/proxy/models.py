@@ -11,7 +11,7 @@ import msgspec
 
 from kvatlas.route.endpoint import Endpoint, EndpointName
 from kvatlas.serve.proxy.errors import ProxyError, UpstreamError
-from kvatlas.serve.proxy.headers import Pair, request_head
+from kvatlas.serve.proxy.headers import Pair
 from kvatlas.serve.proxy.upstream import Upstream
 
 ENGINES_AT_ONCE_MAX = 16
@@ -73,19 +73,18 @@ class Models:
         return ModelList(tuple(merged.values()))
 
     async def _ask_one(self, endpoint: Endpoint, headers: Sequence[Pair], turns: asyncio.Semaphore) -> ModelList | None:
-        head = request_head("GET", PATH, [(b"host", endpoint.authority.encode("latin-1")), *headers])
         async with turns:
             try:
                 async with asyncio.timeout(ANSWER_S_MAX):
-                    connection = await self._upstream.send(endpoint, head, b"")
+                    answer = await self._upstream.send(endpoint, "GET", PATH, headers)
                     try:
                         body = bytearray()
-                        while piece := await connection.read(ANSWER_S_MAX):
+                        while piece := await answer.read(ANSWER_S_MAX):
                             body += piece
                             if len(body) > ANSWER_BYTES_MAX:
                                 return None
-                        return msgspec.json.decode(body, type=ModelList) if connection.status == 200 else None
+                        return msgspec.json.decode(body, type=ModelList) if answer.status == 200 else None
                     finally:
-                        self._upstream.release(endpoint, connection)
+                        self._upstream.release(endpoint, answer)
             except (TimeoutError, UpstreamError, msgspec.MsgspecError):
                 return None

@@ -82,7 +82,7 @@ class ProxyServer:
             await self._connections.idle(self._settings.shutdown_grace if grace_s is None else grace_s)
             await self._connections.shutdown(0.05)
             await self._connections.idle(CUT_S)
-        self._upstream.close()
+        await self._upstream.close()
 
 
 class _ClientConnection(RequestHandler):

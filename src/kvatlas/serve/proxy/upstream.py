@@ -1,16 +1,34 @@
-"""Calls to engines: connections are kept and used again, and bounded for each engine."""
+"""Calls to engines: connections are kept and bounded for each engine; failures by what they mean for a retry."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import ssl
-from collections import deque
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
+import aiohttp
 import msgspec
+from aiohttp.http_exceptions import BadHttpMessage
+from multidict import CIMultiDict
+from yarl import URL
 
 from kvatlas.route.endpoint import Endpoint
-from kvatlas.serve.proxy.connection import EngineConnection
 from kvatlas.serve.proxy.errors import Break, UpstreamError
+from kvatlas.serve.proxy.headers import Pair
+
+BUFFER_BYTES_MAX = 64 << 10
+"""Of an answer that its client does not take: beyond twice this the engine is read no further."""
+HEADER_BYTES_MAX = 16 << 10
+"""Of one header of an answer, or its status line."""
+
+PIECE_BYTES = 256 << 10
+
+_NOTHING_OF_ITS_OWN = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
 class UpstreamLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +41,36 @@ class UpstreamLimits(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive_s: float
 
 
+class EngineAnswer:
+    """An answer whose head is here. Has to be given back (:meth:`Upstream.release`)."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers: Sequence[Pair] = response.raw_headers
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is here; a part of it may not be read yet."""
+        return self._response.content.is_eof() and self._response.content.exception() is None
+
+    async def read(self, idle_s: float) -> bytes:
+        """Return what came of the body since the last call, as soon as anything did; b"" at its end. Raises UpstreamError."""
+        content = self._response.content
+        if content.is_eof() and content.exception() is None:
+            return content.read_nowait()
+        with _failures(idle_s, "its answer stopped midway"):
+            async with asyncio.timeout(idle_s):
+                return await content.readany()
+
+    def close(self) -> None:
+        """Let go of the connection: kept where the answer was read to the end, else closed, so that the engine stops."""
+        if self._response.content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()
+
+
 class Upstream:
     """Sends requests to engines. Runs in one event loop."""
 
@@ -30,106 +78,112 @@ class Upstream:
         """``tls``: for endpoints that want it."""
         self.limits = limits
         self._tls = tls
-        self._engines: dict[str, _Engine] = {}
+        self._open: Counter[str] = Counter()
+        self._session: aiohttp.ClientSession | None = None
 
-    async def send(self, endpoint: Endpoint, head: bytes, body: bytes) -> EngineConnection:
-        """Send a request, and return the connection when its answer begins; :meth:`release` it in the end.
+    async def send(
+        self, endpoint: Endpoint, method: str, target: str, headers: Sequence[Pair], body: bytes | None = None
+    ) -> EngineAnswer:
+        """Send a request, and return its answer when that begins; :meth:`release` it in the end. Raises UpstreamError.
 
-        Raises UpstreamError. A connection that was kept may have been closed by the engine just now: then a new one is made.
+        A connection that was kept may have been closed by the engine just now: then another one is used.
         """
-        engine = self._engines.get(endpoint.url)
-        if engine is None:
-            engine = self._engines[endpoint.url] = _Engine(self._engines, endpoint.url)
-        kept = engine.take(asyncio.get_running_loop().time() - self.limits.keep_alive_s)
-        if kept is not None:
-            try:
-                return await self._exchange(kept, head, body)
-            except UpstreamError as error:
-                if error.how is not Break.RESET or kept.heard:
-                    raise
-                engine.close_idle()
-        return await self._exchange(await self._connect(engine, endpoint), head, body)
-
-    def release(self, endpoint: Endpoint, connection: EngineConnection) -> None:
-        """Take a connection back: to be used again where its answer was read to the end, else closed."""
-        engine = self._engines.get(endpoint.url)
-        if engine is not None and connection.reusable:
-            connection.idle_since_s = asyncio.get_running_loop().time()
-            engine.idle.append(connection)
-        else:
-            connection.abort()
-
-    def close(self) -> None:
-        """Close every connection."""
-        for engine in list(self._engines.values()):
-            for connection in list(engine.open):
-                connection.abort()
-
-    async def _exchange(self, connection: EngineConnection, head: bytes, body: bytes) -> EngineConnection:
-        try:
-            await connection.send(head, body, self.limits.first_byte_s)
-        except BaseException:
-            connection.abort()
-            raise
-        return connection
-
-    async def _connect(self, engine: _Engine, endpoint: Endpoint) -> EngineConnection:
-        if len(engine.open) + engine.connecting >= self.limits.connections_max:
+        if self._open[endpoint.url] >= self.limits.connections_max:
             raise UpstreamError(Break.ALL_IN_USE, f"all {self.limits.connections_max} connections to it are in use")
-        engine.connecting += 1
-        loop = asyncio.get_running_loop()
+        self._open[endpoint.url] += 1
         try:
-            async with asyncio.timeout(self.limits.connect_s):
-                _, connection = await loop.create_connection(
-                    lambda: EngineConnection(engine.lost),
-                    endpoint.address,
-                    endpoint.port,
-                    ssl=self._tls if endpoint.tls else None,
-                )
-                engine.open.add(connection)
-        except TimeoutError:
-            raise UpstreamError(Break.NO_CONNECTION, f"no connection within {self.limits.connect_s:g} s") from None
-        except OSError as error:  # ssl.SSLError is one
-            raise UpstreamError(Break.NO_CONNECTION, f"no connection: {error.strerror or error}") from None
-        finally:
-            engine.connecting -= 1
-            engine.forget_if_unused()
-        return connection
+            return await self._send(endpoint, method, target, _decoded(headers), body)
+        except BaseException:
+            self._less(endpoint)
+            raise
+
+    def release(self, endpoint: Endpoint, answer: EngineAnswer) -> None:
+        """Let go of an answer."""
+        answer.close()
+        self._less(endpoint)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _send(
+        self, endpoint: Endpoint, method: str, target: str, headers: CIMultiDict[str], body: bytes | None
+    ) -> EngineAnswer:
+        url = URL(endpoint.url + target, encoded=True)
+        while True:
+            call = SimpleNamespace(kept=False)
+            try:
+                with _failures(self.limits.first_byte_s, "no answer began"):
+                    async with asyncio.timeout(self.limits.first_byte_s):
+                        response = await self._client().request(
+                            method,
+                            url,
+                            headers=headers,
+                            data=_payload(body),
+                            allow_redirects=False,
+                            ssl=self._tls or True,
+                            trace_request_ctx=call,
+                        )
+            except UpstreamError as error:
+                if error.how is not Break.RESET or not call.kept:
+                    raise
+            else:
+                return EngineAnswer(response)
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            trace = aiohttp.TraceConfig()
+            trace.on_connection_reuseconn.append(_note_kept)
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=self.limits.keep_alive_s),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.limits.connect_s),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=_NOTHING_OF_ITS_OWN,
+                auto_decompress=False,
+                read_bufsize=BUFFER_BYTES_MAX,
+                max_line_size=HEADER_BYTES_MAX,
+                max_field_size=HEADER_BYTES_MAX,
+                trace_configs=[trace],
+            )
+        return self._session
+
+    def _less(self, endpoint: Endpoint) -> None:
+        self._open[endpoint.url] -= 1
+        if not self._open[endpoint.url]:
+            del self._open[endpoint.url]
 
 
-class _Engine:
-    """The connections to one address."""
+async def _note_kept(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:
+    context.trace_request_ctx.kept = True
 
-    def __init__(self, engines: dict[str, _Engine], url: str) -> None:
-        self.open: set[EngineConnection] = set()
-        self.idle: deque[EngineConnection] = deque()
-        """A part of ``open``; the one used last is at the end."""
-        self.connecting = 0
-        self._engines = engines
-        self._url = url
 
-    def take(self, since_s: float) -> EngineConnection | None:
-        """Return the connection that was used last, unless that was before ``since_s``: then all are too old."""
-        while self.idle:
-            connection = self.idle.pop()
-            if connection.idle_since_s < since_s:
-                self.idle.append(connection)
-                self.close_idle()
-                return None
-            if connection.usable:
-                return connection
-        return None
+@contextmanager
+def _failures(limit_s: float, silence: str) -> Iterator[None]:
+    """Raise what goes wrong as UpstreamError."""
+    try:
+        yield
+    except aiohttp.ConnectionTimeoutError:
+        raise UpstreamError(Break.NO_CONNECTION, "no connection in time (proxy.connectTimeout)") from None
+    except TimeoutError:
+        raise UpstreamError(Break.SILENT, f"{silence} for {limit_s:g} s") from None
+    except (aiohttp.ClientConnectorError, aiohttp.ClientConnectorCertificateError) as error:
+        raise UpstreamError(Break.NO_CONNECTION, f"no connection: {error}") from None
+    except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
+        raise UpstreamError(Break.GARBAGE, f"its answer is no HTTP: {str(error)[:200]}") from None
+    except aiohttp.ClientPayloadError as error:
+        how, problem = Break.RESET, "it closed the connection before its answer was whole"
+        if isinstance(error.__cause__, BadHttpMessage):
+            how, problem = Break.GARBAGE, f"its answer is no HTTP: {error.__cause__.message[:200]}"
+        raise UpstreamError(how, problem) from None
+    except (aiohttp.ClientError, OSError):
+        raise UpstreamError(Break.RESET, "it closed the connection before its answer was whole") from None
 
-    def close_idle(self) -> None:
-        while self.idle:
-            self.idle.pop().abort()
 
-    def lost(self, connection: EngineConnection) -> None:
-        self.open.discard(connection)
-        if connection in self.idle:
-            self.idle.remove(connection)
-        self.forget_if_unused()
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    """Return a body as aiohttp likes it: a large one as a file, which is written piece by piece."""
+    return body if body is None or len(body) <= PIECE_BYTES else io.BytesIO(body)
 
-    def forget_if_unused(self) -> None:
-        if not self.open and not self.connecting and self._engines.get(self._url) is self:
-            del self._engines[self._url]
+
+def _decoded(headers: Sequence[Pair]) -> CIMultiDict[str]:
+    return CIMultiDict((name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in headers)
