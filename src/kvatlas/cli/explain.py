@@ -8,15 +8,17 @@ from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from kvatlas.cli.client import ServiceClient
 from kvatlas.cli.columns import Column, Gives, fitted
 from kvatlas.cli.options import DEFAULT_URL, AsJson, ServiceToken, ServiceUrl
+from kvatlas.cli.score_parts import duration, endpoint_of, part_tables
 from kvatlas.cli.screen import show_table
 from kvatlas.serve.routing.explain import CandidateShown, DecisionShown, MatchShown, OutcomeShown, ProfileShown
 
-GIVING_WAY = ("address", "prefilling", "kv", "running", "waiting", "in flight", "matched by")
+GIVING_WAY = ("address", "prefilling", "kv", "running", "waiting", "in flight", "matched by", "endpoint")
 """What a narrow screen does without, the first one first."""
 
 
@@ -34,7 +36,8 @@ def explain(
 ) -> None:
     """Show why requests went where they went: the last ones as a list, or one in full.
 
-    In full: who could have had it, what each held of the prompt, how busy each was, what each scorer gave, and how it went.
+    In full: who could have had it, what each held of the prompt, how busy each was, what each scorer gave and went by, and how
+    it went.
 
     Examples:
 
@@ -78,8 +81,13 @@ def _in_full(decision: DecisionShown, width: int | None) -> RenderableType:
     rows.append(("went", _went(decision.outcome, decision.predicted_cached_tokens)))
     rows.append(("took", f"{decision.took_us:.0f} us to decide"))
     rows.extend(("note", note) for note in decision.notes)
-    head = Text("\n").join(Text.assemble((f"{name:>8}  ", "bold"), value) for name, value in rows)
-    return Group(head, *(_profile(profile, width) for profile in decision.profiles))
+    head = Table.grid(padding=(0, 2, 0, 0))
+    head.add_column(justify="right", style="bold", width=8)
+    head.add_column(overflow="fold")
+    for name, value in rows:
+        head.add_row(name, value)
+    tables = (table for profile in decision.profiles for table in (_profile(profile, width), *part_tables(profile, width)))
+    return Group(head, *tables)
 
 
 def _went(outcome: OutcomeShown, predicted: int | None) -> str:
@@ -101,7 +109,7 @@ def _profile(profile: ProfileShown, width: int | None) -> RenderableType:
     rows = profile.candidates
     scorers = list(rows[0].scores) if rows else []
     columns = [
-        Column("endpoint", [_named(row) for row in rows], Gives.SHORTEN),
+        Column("endpoint", [endpoint_of(row) for row in rows], Gives.SHORTEN),
         Column("address", [Text(row.address) for row in rows], Gives.DROP),
         Column("held", [Text(str(row.match.tokens)) for row in rows], right=True),
         Column("matched by", [Text(_matched(row.match)) for row in rows], Gives.DROP),
@@ -114,11 +122,8 @@ def _profile(profile: ProfileShown, width: int | None) -> RenderableType:
         Column("total", [Text(f"{row.total:.3f}") for row in rows], right=True),
     ]
     dropped = "".join(f"\n  left out by {name}: {', '.join(names)}" for name, names in profile.dropped.items())
-    return Group(fitted(f"Profile {profile.profile}", columns, width, GIVING_WAY), Text(dropped.strip("\n")))
-
-
-def _named(row: CandidateShown) -> Text:
-    return Text(f"> {row.endpoint}", "green") if row.picked else Text(f"  {row.endpoint}")
+    shown = fitted(f"Profile {profile.profile}", columns, width, GIVING_WAY)
+    return Group(shown, Text(dropped.strip("\n"))) if dropped else shown
 
 
 def _matched(match: MatchShown) -> str:
@@ -149,7 +154,7 @@ def _share(value: float | None) -> Text:
 
 
 def _time(seconds: float | None) -> Text:
-    return Text("" if seconds is None else f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.2f} s")
+    return Text("" if seconds is None else duration(seconds))
 
 
 def _clock(at_s: float) -> str:

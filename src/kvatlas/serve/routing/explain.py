@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import msgspec
 
 from kvatlas.route.cycle import Candidate
-from kvatlas.route.decision import Decision, ProfileRun
+from kvatlas.route.decision import Decision, ProfileRun, Rating
 from kvatlas.route.endpoint import Endpoint, EndpointName
 from kvatlas.route.load import Load
 from kvatlas.route.log import Logged
@@ -38,11 +39,13 @@ class LoadShown(msgspec.Struct, frozen=True, omit_defaults=True):
     kv_usage: float | None = None
 
 
-class ScoreShown(msgspec.Struct, frozen=True):
+class ScoreShown(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one scorer gave."""
 
     score: float
     weight: float
+    parts: Mapping[str, float | str] = {}
+    """What it went by, where it tells: the most important first, units last (``prefill_s``)."""
 
 
 class CandidateShown(msgspec.Struct, frozen=True):
@@ -195,11 +198,21 @@ def _profile(run: ProfileRun, decision: Decision) -> ProfileShown:
     found = first_matches(decision)
     rows = []
     for position, (candidate, total) in enumerate(zip(run.candidates, run.totals, strict=True)):
-        scores = {rating.scorer: ScoreShown(round(rating.scores[position], 6), rating.weight) for rating in run.ratings}
+        scores = {rating.scorer: _score(rating, position) for rating in run.ratings}
         match = None if found is None else found.of(candidate.name)
         rows.append(_candidate(candidate, match, scores, total, candidate.name in picked))
     rows.sort(key=lambda row: (-row.picked, -row.total, row.endpoint))
     return ProfileShown(run.profile, {dropped.filter: dropped.endpoints for dropped in run.dropped}, tuple(rows))
+
+
+def _score(rating: Rating, at: int) -> ScoreShown:
+    parts = {} if rating.explained is None else {name: _rounded(part) for name, part in rating.explained.parts(at).items()}
+    return ScoreShown(round(rating.scores[at], 6), rating.weight, parts)
+
+
+def _rounded(part: float | str) -> float | str:
+    """JSON has no infinity."""
+    return float(f"{part:.6g}") if isinstance(part, float | int) and math.isfinite(part) else str(part)
 
 
 def _candidate(
