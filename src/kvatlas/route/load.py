@@ -1,7 +1,7 @@
 """How busy endpoints are: what engines say of themselves, and what was sent to them and has not come back.
 
 What an engine says is as old as its last scrape; what is in flight is known at once, and only of requests that went through
-here. Scorers see both.
+here, or through routers that tell this one. Scorers see both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InFlight(msgspec.Struct, frozen=True):
-    """What was sent to an endpoint from here and is not finished."""
+    """What was sent to an endpoint from here, or from other routers, and is not finished."""
 
     requests: int = 0
     tokens: int = 0
@@ -37,12 +37,15 @@ class InFlight(msgspec.Struct, frozen=True):
     """Tokens that these still have to compute: prompt less the prefix that was predicted to be cached."""
 
 
+NOTHING = InFlight()
+
+
 class Load(msgspec.Struct, frozen=True):
     """How busy an endpoint is, as one decision sees it."""
 
     report: EngineReport | None = None
     """None: it never said anything."""
-    in_flight: InFlight = InFlight()
+    in_flight: InFlight = NOTHING
 
     def report_within(self, now_s: float, age_s_max: float) -> EngineReport | None:
         """Return what the engine said, unless that is too old to go by."""
@@ -85,6 +88,18 @@ class LoadBook:
         if (entry := self._loads.get(endpoint)) is not None:
             entry.add(0, 0, -1, -tokens)
 
+    def own(self, endpoint: str) -> InFlight:
+        """Return what was sent there from here."""
+        entry = self._loads.get(endpoint)
+        return NOTHING if entry is None else entry.own()
+
+    def others(self, endpoint: str, in_flight: InFlight) -> None:
+        """Note what all other routers together have in flight there, in place of what was noted before."""
+        entry = self._entry(endpoint)
+        if entry.others != in_flight:
+            entry.others = in_flight
+            entry.made = None
+
     def forget(self, endpoint: str) -> None:
         """Drop an endpoint; what is in flight there is taken as ended."""
         self._loads.pop(endpoint, None)
@@ -97,10 +112,11 @@ class LoadBook:
 
 
 class _Entry:
-    __slots__ = ("made", "prefill_requests", "prefill_tokens", "report", "requests", "tokens")
+    __slots__ = ("made", "others", "prefill_requests", "prefill_tokens", "report", "requests", "tokens")
 
     def __init__(self) -> None:
         self.report: EngineReport | None = None
+        self.others = NOTHING
         self.requests = 0
         self.tokens = 0
         self.prefill_requests = 0
@@ -117,8 +133,20 @@ class _Entry:
 
     def load(self) -> Load:
         if self.made is None:
-            self.made = Load(self.report, InFlight(self.requests, self.tokens, self.prefill_requests, self.prefill_tokens))
+            self.made = Load(self.report, self.own() if self.others is NOTHING else self._all())
         return self.made
+
+    def own(self) -> InFlight:
+        return InFlight(self.requests, self.tokens, self.prefill_requests, self.prefill_tokens)
+
+    def _all(self) -> InFlight:
+        others = self.others
+        return InFlight(
+            self.requests + others.requests,
+            self.tokens + others.tokens,
+            self.prefill_requests + others.prefill_requests,
+            self.prefill_tokens + others.prefill_tokens,
+        )
 
 
 _IDLE = Load()

@@ -155,6 +155,30 @@ class OutcomeObserver(Protocol):
 
 
 @runtime_checkable
+class RemembersRoutes(Protocol):
+    """Remembers which prompts were sent where, and learns it of those that other routers sent."""
+
+    def told(self, cycle: Cycle) -> Mapping[str, Sequence[int]]:
+        """Return the prompt just decided on as chains of 64-bit hashes, by kind: what other routers should learn.
+
+        The beginning of a chain means something without its end.
+        """
+        ...
+
+    def learn(self, kind: str, candidates: Sequence[Candidate], chain: Sequence[int], now_s: float) -> None:
+        """Another router sent the prompt of such a chain to ``candidates``, who are in the pool here too."""
+        ...
+
+
+@runtime_checkable
+class Noted(Protocol):
+    """Has something to say of its parameters, once, when the router starts."""
+
+    @property
+    def notes(self) -> Sequence[str]: ...
+
+
+@runtime_checkable
 class PoolObserver(Protocol):
     """Learns of endpoints that come, change and go."""
 

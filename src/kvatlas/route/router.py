@@ -14,17 +14,30 @@ import random as random_module
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from kvatlas.errors import ConfigError, NoCachedPrefixError, NoEndpointError
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision
 from kvatlas.route.endpoint import Endpoint, EndpointName
-from kvatlas.route.load import EngineReport, Load, LoadBook
+from kvatlas.route.load import EngineReport, InFlight, Load, LoadBook
 from kvatlas.route.log import DecisionLog, Logged
 from kvatlas.route.outcome import Outcome
-from kvatlas.route.plugins import DecisionObserver, OutcomeObserver, PoolObserver, ResponseHeaders
+from kvatlas.route.plugins import DecisionObserver, OutcomeObserver, PoolObserver, RemembersRoutes, ResponseHeaders
 from kvatlas.route.request import RouteRequest
 from kvatlas.route.scheduler import Scheduler
+
+
+class Journal(Protocol):
+    """Is told what other routers should know of this one, under its lock."""
+
+    def in_flight_changed(self, endpoint: EndpointName) -> None:
+        """Something was sent there, got its first token, or ended."""
+        ...
+
+    def sent(self, plugin: str, kind: str, endpoints: Sequence[EndpointName], chain: Sequence[int]) -> None:
+        """A prompt was sent there, as a plugin remembers it (RemembersRoutes)."""
+        ...
 
 
 class Router:
@@ -56,6 +69,8 @@ class Router:
         self._on_outcome = [one for one in self._plugins.values() if isinstance(one, OutcomeObserver)]
         self._on_pool = [one for one in self._plugins.values() if isinstance(one, PoolObserver)]
         self._on_response = [one for one in self._plugins.values() if isinstance(one, ResponseHeaders)]
+        self._remembering = {name: one for name, one in self._plugins.items() if isinstance(one, RemembersRoutes)}
+        self._journal: Journal | None = None
         self.log = log or DecisionLog()
 
     @property
@@ -63,11 +78,45 @@ class Router:
         """Everyone a request could be sent to."""
         return tuple(self._endpoints.values())
 
+    @property
+    def plugins(self) -> Mapping[str, object]:
+        """Every plugin, by name."""
+        return self._plugins
+
     def plugin(self, name: str) -> object:
         """Return a plugin. Raises ConfigError where there is none of that name."""
         if name not in self._plugins:
             raise ConfigError("plugins", f"none is called {name!r:.80}", ", ".join(self._plugins))
         return self._plugins[name]
+
+    def keep_journal(self, journal: Journal) -> None:
+        """Tell from now on what other routers should know."""
+        with self._lock:
+            self._journal = journal
+
+    def knows(self, endpoint: EndpointName) -> bool:
+        """Whether an endpoint is in the pool."""
+        return endpoint in self._endpoints
+
+    def own_in_flight(self, endpoint: EndpointName) -> InFlight:
+        """Return what was sent to an endpoint from here, without what other routers told."""
+        with self._lock:
+            return self._loads.own(endpoint)
+
+    def others_in_flight(self, loads: Mapping[EndpointName, InFlight]) -> None:
+        """Note what all other routers together have in flight. Of endpoints that are not in the pool: nothing happens."""
+        with self._lock:
+            for endpoint, in_flight in loads.items():
+                if endpoint in self._endpoints:
+                    self._loads.others(endpoint, in_flight)
+
+    def sent_elsewhere(self, plugin: str, kind: str, endpoints: Sequence[EndpointName], chain: Sequence[int]) -> None:
+        """Note that another router sent a prompt somewhere. Nothing happens where there is no such plugin or endpoint."""
+        with self._lock:
+            remembering = self._remembering.get(plugin)
+            known = self._with_loads(self._endpoints[name] for name in endpoints if name in self._endpoints)
+            if remembering is not None and known:
+                remembering.learn(kind, known, chain, self._clock())
 
     def load(self, endpoint: EndpointName) -> Load:
         """Return how busy an endpoint is."""
@@ -111,6 +160,8 @@ class Router:
                 raise NoCachedPrefixError()
             for observer in self._on_decision:
                 observer.decided(cycle, decision)
+            if self._journal is not None:
+                self._tell(self._journal, cycle, decision)
             return Flight(self, decision, self.log.add(decision))
 
     def response_headers(self, decision: Decision, endpoint: EndpointName) -> dict[str, str]:
@@ -118,6 +169,18 @@ class Router:
         with self._lock:
             made = [one.response_headers(decision, endpoint) for one in self._on_response]
         return {name: value for headers in made for name, value in headers.items()}
+
+    def _tell(self, journal: Journal, cycle: Cycle, decision: Decision) -> None:
+        endpoints = tuple(dict.fromkeys((decision.target.name, decision.computes_prompt.name)))
+        for name, plugin in self._remembering.items():
+            for kind, chain in plugin.told(cycle).items():
+                if chain:
+                    journal.sent(name, kind, endpoints, chain)
+
+    def _in_flight_changed(self, *endpoints: EndpointName) -> None:
+        if self._journal is not None:
+            for endpoint in endpoints:
+                self._journal.in_flight_changed(endpoint)
 
     def _allowed(self, request: RouteRequest) -> list[Endpoint]:
         endpoints = list(self._endpoints.values())
@@ -187,6 +250,7 @@ class Flight:
         loads.prefill_began(prefill_at, self._prefill_tokens)
         for endpoint in {at, prefill_at}:
             loads.began(endpoint, self._tokens)
+        self._router._in_flight_changed(at, prefill_at)
 
     def _end_prefill(self) -> None:
         self._prefilling = False
@@ -194,8 +258,10 @@ class Flight:
         loads.prefill_ended(self._prefill_at, self._prefill_tokens)
         if self._prefill_at != self._at:
             loads.ended(self._prefill_at, self._tokens)
+        self._router._in_flight_changed(self._prefill_at)
 
     def _arrive(self) -> None:
         if self._prefilling:
             self._end_prefill()
         self._router._loads.ended(self._at, self._tokens)
+        self._router._in_flight_changed(self._at)

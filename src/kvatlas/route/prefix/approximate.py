@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from kvatlas.config.quantities import SIZE_FORMS, parse_size
 from kvatlas.errors import ConfigError
-from kvatlas.route.cycle import Cycle
+from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision
 from kvatlas.route.endpoint import Endpoint, EndpointName
 from kvatlas.route.load import Load
@@ -25,6 +25,8 @@ BLOCK_SIZE_TOKENS_MIN = 64
 """Smaller ones are taken for this: each costs an entry for every endpoint that it was routed to. Source: llm-d-router#1158."""
 LRU_CAPACITY_BLOCKS = 31_250
 BYTES_MAX = "256MiB"
+HISTORY = "history"
+"""What chains that routers tell each other are of: blocks as they are hashed here."""
 
 _Count = Annotated[int, Meta(ge=0)]
 
@@ -104,6 +106,14 @@ class ApproximatePrefixCache:
         prompt = hash_prompt(decision.request, self.block_size_tokens, self._blocks_max)
         if prompt is not None:
             self._history.record(endpoint, prompt.hashes, self._capacity_blocks)
+
+    def told(self, cycle: Cycle) -> dict[str, Sequence[int]]:
+        prompt: HashedPrompt | None = cycle.kept.get(self._kept)
+        return {} if prompt is None else {HISTORY: prompt.hashes}
+
+    def learn(self, kind: str, candidates: Sequence[Candidate], chain: Sequence[int], now_s: float) -> None:
+        for candidate in candidates if kind == HISTORY else ():
+            self._history.record(candidate.name, chain, self._capacity(candidate.load))
 
     def pool_changed(self, endpoints: Sequence[Endpoint]) -> None:
         """Forget endpoints that left, and those with another address than before: another process, whose cache is empty."""

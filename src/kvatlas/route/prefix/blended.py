@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kvatlas.route.cycle import Cycle
+from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision
 from kvatlas.route.endpoint import Endpoint, EndpointName
 from kvatlas.route.matches import PrefixMatch, PrefixMatches
@@ -26,6 +26,7 @@ from kvatlas.route.parameters import GoDuration
 from kvatlas.route.plugins import Services
 from kvatlas.route.prefix.approximate import ApproximatePrefixCache
 from kvatlas.route.prefix.history import HistoryStats
+from kvatlas.route.prefix.lag import EventLag
 from kvatlas.route.prefix.precise import SPECULATIVE_TTL_S, SPECULATIVE_TTL_S_MAX, PrecisePrefixCache
 
 
@@ -49,6 +50,11 @@ class BlendedPrefixCache:
         # who was not heard of has a history; a promise would look like events that came
         self._events = PrecisePrefixCache(name, events, services, promise_unheard=False)
 
+    @property
+    def lag(self) -> EventLag:
+        """How long its promises last."""
+        return self._events.lag
+
     def produce(self, cycle: Cycle) -> None:
         history = self._history.find(cycle)
         events = self._events.find(cycle)
@@ -67,6 +73,13 @@ class BlendedPrefixCache:
 
     def finished(self, decision: Decision, endpoint: EndpointName, outcome: Outcome) -> None:
         self._history.finished(decision, endpoint, outcome)
+
+    def told(self, cycle: Cycle) -> dict[str, Sequence[int]]:
+        return {**self._history.told(cycle), **self._events.told(cycle)}
+
+    def learn(self, kind: str, candidates: Sequence[Candidate], chain: Sequence[int], now_s: float) -> None:
+        self._history.learn(kind, candidates, chain, now_s)
+        self._events.learn(kind, candidates, chain, now_s)
 
     def pool_changed(self, endpoints: Sequence[Endpoint]) -> None:
         self._history.pool_changed(endpoints)

@@ -10,10 +10,10 @@ import msgspec
 from kvatlas.errors import ConfigError, RequestError
 from kvatlas.indexer import Indexer
 from kvatlas.results import Query
-from kvatlas.route.cycle import Cycle
+from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision
 from kvatlas.route.endpoint import Endpoint, EndpointName
-from kvatlas.route.matches import MatchSource, PrefixMatch, PrefixMatches
+from kvatlas.route.matches import NO_MATCH, MatchSource, PrefixMatch, PrefixMatches
 from kvatlas.route.parameters import GoDuration
 from kvatlas.route.plugins import Services
 from kvatlas.route.prefix.lag import EventLag
@@ -24,6 +24,8 @@ from kvatlas.types import GPU, BlockKey, PromptScores, Stream, StreamScore
 
 SPECULATIVE_TTL_S = 2.0
 SPECULATIVE_TTL_S_MAX = 30.0
+PROMISED = "promised"
+"""What chains that routers tell each other are of: keys of the index."""
 _NAMED_MAX = 3
 """Endpoints that a note names; of more it says how many."""
 
@@ -52,6 +54,7 @@ class PrecisePrefixCache:
         """
         self.name = name
         self._asked = f"{name} query"
+        self._promised = f"{name} promised"
         self._index: Indexer | None = services.index
         given = LlmdIndex(parameters.token_processor_config, parameters.indexer_config, parameters.kv_events_config)
         self.notes: tuple[str, ...] = () if self._index is None else given.compare(name, self._index.config)
@@ -108,8 +111,21 @@ class PrecisePrefixCache:
             stream = self._promisable(endpoint, cycle.now_s)
             if stream is not None:
                 self._index.index.promise(stream, keys, self.lag.ttl_s)
+                cycle.kept[self._promised] = keys[min(self._confirmed_blocks(cycle, one.name) for one in lacking) :]
                 if endpoint is computes:
                     self._watch(cycle, computes, stream, keys)
+
+    def told(self, cycle: Cycle) -> dict[str, Sequence[int]]:
+        """Return the keys that were promised, without those of which events say already that they are there."""
+        return {PROMISED: cycle.kept[self._promised]} if self._promised in cycle.kept else {}
+
+    def learn(self, kind: str, candidates: Sequence[Candidate], chain: Sequence[int], now_s: float) -> None:
+        if kind != PROMISED or not self._speculates or self._index is None:
+            return
+        for candidate in candidates:
+            stream = self._promisable(candidate.endpoint, now_s)
+            if stream is not None:
+                self._index.index.promise(stream, [BlockKey(key) for key in chain], self.lag.ttl_s)
 
     def pool_changed(self, endpoints: Sequence[Endpoint]) -> None:
         self._names.pool_changed(endpoints)
@@ -141,11 +157,15 @@ class PrecisePrefixCache:
     def _confirmed(self, cycle: Cycle, endpoint: EndpointName) -> bool:
         """Whether events say already that an endpoint holds every block of the prompt: then there is nothing to promise."""
         found = cycle.matches.get(self.name)
-        if found is None:
-            return False
-        match = found.of(endpoint)
-        by_events = match.source is MatchSource.EVENTS and match.stale is None
-        return by_events and match.tokens - match.speculative_tokens >= found.blocks * found.block_size_tokens
+        return found is not None and self._confirmed_blocks(cycle, endpoint) >= found.blocks
+
+    def _confirmed_blocks(self, cycle: Cycle, endpoint: EndpointName) -> int:
+        """Return how many of the prompt's blocks events say that an endpoint holds."""
+        found = cycle.matches.get(self.name)
+        match = NO_MATCH if found is None else found.of(endpoint)
+        if found is None or match.source is not MatchSource.EVENTS or match.stale is not None:
+            return 0
+        return (match.tokens - match.speculative_tokens) // found.block_size_tokens
 
     def _promisable(self, endpoint: Endpoint, now_s: float) -> Stream | None:
         """Return the stream to promise blocks to; None where they are promised only to those that were heard of."""
