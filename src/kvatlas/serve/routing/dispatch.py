@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from kvatlas.errors import RouteError, TokenizationError
+from kvatlas.errors import RouteError, TokenizationError, TokenizationReason
 from kvatlas.observe.traces import Traces
 from kvatlas.route.decision import Decision
 from kvatlas.route.endpoint import Endpoint
@@ -129,15 +129,20 @@ class Dispatcher:
         request = asked.request
         if asked.prompt is None:
             return request
+        if not self._tokenization.configured:
+            return self._untold(request, TokenizationReason.NO_BACKEND)
         try:
             prompt = named(asked.prompt, self._bounds.tokenizers, self._bounds.aliases)
             told = await self._tokenization.ask(prompt, self._waiting).wait()
         except TokenizationError as error:
-            self.metrics.without_tokens(error.reason.value)
-            return msgspec.structs.replace(request, tokens_problem=error.reason.value)
+            return self._untold(request, error.reason)
         return msgspec.structs.replace(
             request, token_ids=told.token_ids, tokens_complete=told.complete, multimodal=told.multimodal
         )
+
+    def _untold(self, request: RouteRequest, reason: TokenizationReason) -> RouteRequest:
+        self.metrics.without_tokens(reason.value)
+        return msgspec.structs.replace(request, tokens_problem=reason.value)
 
 
 class Trip:
