@@ -12,12 +12,28 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvatlas.config import Config, EngineSettings, RendererSettings, TokenSettings, ZmqSettings, describe_config
 from kvatlas.config.layers import env_name
+from kvatlas.discovery.endpoints import pool_from_urls
+from kvatlas.discovery.metrics import DiscoveryMetrics
+from kvatlas.errors import NoEndpointError
 from kvatlas.indexer import Indexer
 from kvatlas.observe.metrics import Metrics
+from kvatlas.route.flow.waiting_room import BandStats
+from kvatlas.route.outcome import End, Outcome
+from kvatlas.route.picker_config import build_router, read_config
+from kvatlas.route.request import RouteRequest
+from kvatlas.serve.admission import AdmissionEnd, AdmissionStats
+from kvatlas.serve.extproc.held import Room
+from kvatlas.serve.extproc.metrics import ExtProcMetrics
+from kvatlas.serve.proxy.metrics import ProxyMetrics
+from kvatlas.serve.routing.admission_metrics import AdmissionMetrics
+from kvatlas.serve.routing.metrics import RoutingMetrics
+from kvatlas.serve.routing.producer_metrics import ProducersCollector
+from kvatlas.serve.routing.setup import OURS
 from kvatlas.tokens.setup import make_tokenization
 from kvatlas.types import ApplyReport
 
@@ -69,6 +85,47 @@ What to alert on:
 | `kv_cache_orphans > 0` and growing | parents of blocks are never told: a history without a replay endpoint |
 """
 
+ROUTER_ALERTS = (
+    ('sum(kvatlas_route_endpoints{state!="healthy"}) > 0', "for minutes: an engine gets no requests ([health](discovery.md))"),
+    ("rate(kvatlas_route_dropped_total[5m]) > 0", "requests go nowhere, by reason: too few engines, or none"),
+    ('rate(kvatlas_route_ends_total{end=~"engine_error|unreachable"}[5m]) > 0', "engines fail, or do not answer"),
+    (
+        "rate(kvatlas_route_without_tokens_total[5m]) > 0",
+        "requests go by history and load alone: no tokenizer, or a slow one ([tokenization](tokenization.md))",
+    ),
+    (
+        "rate(kvatlas_route_actual_cached_tokens_total[15m]) < 0.8 * rate(kvatlas_route_predicted_cached_tokens_total[15m])",
+        "engines hold less than is predicted: events are missing, or history is older than their caches "
+        "([prefix matching](prefix-matching.md))",
+    ),
+    ("rate(kvatlas_route_producer_failures_total[5m]) > 0", "prefixes can't be matched; the log says why"),
+    (
+        "rate(kvatlas_route_promises_missed_total[15m]) > 0",
+        "events come later than promises last, or engines do not cache what they are sent",
+    ),
+    (
+        'rate(kvatlas_route_history_evictions_total{reason="bytes"}[5m]) > 0',
+        "history is too small for the fleet: raise historyBytesMax",
+    ),
+    (
+        "kvatlas_route_waiting_requests > 0",
+        "for minutes: more is asked than the engines take ([flow control](flow-control.md))",
+    ),
+    (
+        "rate(kvatlas_route_discovery_failures_total[5m]) > 0",
+        "the endpoints file or the API server can't be read; endpoints stay as they were",
+    ),
+    (
+        'rate(kvatlas_extproc_ends_total{how="protocol_error"}[5m]) > 0',
+        "Envoy's filter is configured otherwise than the endpoint picker needs it",
+    ),
+    (
+        "kvatlas_extproc_held_bytes > 0.8 * extProc.heldBytesMax",
+        "bodies are larger, or decided more slowly, than there is room for: 429 follows",
+    ),
+)
+"""What to alert on where requests are routed: an expression, and what it means."""
+
 
 def configuration() -> str:
     """Return configuration.md."""
@@ -91,7 +148,9 @@ def configuration() -> str:
 
 def metrics() -> str:
     """Return metrics.md."""
-    lines = [GENERATED, "", METRICS.rstrip(), "", "| metric | type | labels | |", "|---|---|---|---|"]
+    lines = [GENERATED, "", METRICS.rstrip(), "", "Of a router (`kvatlas route`):", "", "| expression | means |", "|---|---|"]
+    lines += [f"| `{expression.replace('|', chr(92) + '|')}` | {meaning} |" for expression, meaning in ROUTER_ALERTS]
+    lines += ["", "All of them:", "", "| metric | type | labels | |", "|---|---|---|---|"]
     for family in text_string_to_metric_families(_exercised().render().decode()):
         labels = sorted({name for sample in family.samples for name in sample.labels} - {"le"})
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -134,7 +193,32 @@ def _exercised() -> Metrics:
     metrics.query("score", 0.0, 1, 1)
     metrics.http("/v1/score", "POST", 200, 0.0)
     metrics.grpc("Score", "OK", 0.0)
+    _exercise_router(metrics.registry)
     return metrics
+
+
+def _exercise_router(registry: CollectorRegistry) -> None:
+    """Add the metrics of a router and both its front doors."""
+    DiscoveryMetrics(registry)
+    ProxyMetrics(registry).answered(200)
+    ExtProcMetrics(registry, Room(0)).ended("done")
+    waiting = AdmissionMetrics(registry)
+    waiting.ended(0, AdmissionEnd.ADMITTED, 1.0)
+    waiting.watch(lambda: AdmissionStats((BandStats(0, 0, 0, 0),), {}, 0.0))
+    router = build_router(read_config(OURS))
+    producers = ProducersCollector()
+    producers.watch(router.plugins)
+    registry.register(producers)
+    router.set_endpoints(pool_from_urls(["http://127.0.0.1:8000"]).endpoints)
+    decision = router.decide(RouteRequest(id="r", model="m", text="a prompt")).decision
+    routed = RoutingMetrics(registry)
+    routed.decided(decision)
+    routed.stages(0.0, 0.0, 0.0, 0.0)
+    routed.without_tokens("timeout")
+    routed.dropped(NoEndpointError("none"))
+    routed.producer_failed("producer", ValueError())
+    routed.load_told("taken")
+    routed.finished(decision, decision.target.name, Outcome(end=End.DONE, cached_tokens=0))
 
 
 def _section(path: str) -> str:

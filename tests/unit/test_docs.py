@@ -145,6 +145,8 @@ def test_metrics_exist(page: Path) -> None:
     known = set(re.findall(r"^\| `(\w+)` \| (?:counter|gauge|histogram)", text, re.MULTILINE))
     of_engines = {"kv_cache_spec_kind", "kv_cache_spec_sliding_window", "kv_cache_report_mode", "kv_cache_usage_perc"}
     assert set(re.findall(r"\bkv_cache_\w+", page.read_text())) <= known | of_engines
+    of_routers = set(re.findall(r"\bkvatlas_(?:route|proxy|extproc)_\w+", page.read_text()))
+    assert {name.removesuffix("_bucket") for name in of_routers} <= known
 
 
 # -- code ---------------------------------------------------------------------------------------------------------------

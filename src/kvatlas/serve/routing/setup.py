@@ -6,6 +6,7 @@ import asyncio
 import os
 
 import msgspec
+from prometheus_client import CollectorRegistry
 
 from kvatlas.config import Config
 from kvatlas.discovery.fleet import Fleet, make_discovery
@@ -16,11 +17,16 @@ from kvatlas.observe.traces import traces_from
 from kvatlas.route.endpoint import EndpointName
 from kvatlas.route.log import DecisionLog
 from kvatlas.route.picker_config import build_router, load_config, read_config
+from kvatlas.route.plugins import Noted
+from kvatlas.route.router import Router
 from kvatlas.serve.admission import admission_of
 from kvatlas.serve.extproc.server import ExtProcServer
 from kvatlas.serve.proxy.server import ProxyServer
+from kvatlas.serve.routing.admission_metrics import AdmissionMetrics
 from kvatlas.serve.routing.dispatch import Dispatcher, RoutingBounds
 from kvatlas.serve.routing.metrics import RoutingMetrics
+from kvatlas.serve.routing.producer_metrics import ProducersCollector
+from kvatlas.serve.routing.sharing import Sharing
 from kvatlas.tokens.tokenization import Tokenization
 
 NAMES_SHOWN = 16
@@ -66,7 +72,10 @@ class Routing:
             healthy=self._healthy,
             log=DecisionLog(settings.decisions_kept),
         )
-        self._admission = admission_of(self.router, picker.flow_control, flow_control=picker.flow_control_on)
+        _show_plugins(self.router, registry)
+        waiting = AdmissionMetrics(registry)
+        self._admission = admission_of(self.router, picker.flow_control, flow_control=picker.flow_control_on, observer=waiting)
+        waiting.watch(self._admission.stats)
         discovery_metrics = DiscoveryMetrics(registry)
         self._fleet = Fleet(
             make_discovery(settings, discovery_metrics, subscribe=indexer.follow),
@@ -75,6 +84,8 @@ class Routing:
             discovery_metrics,
             told=self._admission.changed,
         )
+        shares = settings.peers or settings.peers_listen
+        self._sharing = Sharing(self.router, settings, registry, told=self._admission.changed) if shares else None
         bounds = RoutingBounds(
             tokens_timeout_s=settings.tokens_timeout,
             priorities=settings.objectives,
@@ -99,6 +110,8 @@ class Routing:
             self._informed.result()
         names = [endpoint.name for endpoint in self.router.endpoints]
         _log.info("endpoints", count=len(names), names=names[:NAMES_SHOWN])
+        if self._sharing is not None:
+            self._sharing.start()
         addresses = DoorAddresses()
         if self._proxy is not None:
             await self._proxy.start()
@@ -123,6 +136,8 @@ class Routing:
         if self._picker is not None:
             doors.append(self._picker.stop())
         await asyncio.gather(*doors)
+        if self._sharing is not None:
+            await self._sharing.close()
         if self._informed is not None:
             self._informed.cancel()
             await asyncio.gather(self._informed, return_exceptions=True)
@@ -135,3 +150,13 @@ class Routing:
     def _producer_failed(self, name: str, error: Exception) -> None:
         self._metrics.producer_failed(name, error)
         _log.warning("prefixes could not be matched", producer=name, error=f"{type(error).__name__}: {error}"[:500])
+
+
+def _show_plugins(router: Router, registry: CollectorRegistry) -> None:
+    """Log what plugins have to say of their parameters, and show producers' sizes in metrics."""
+    for name, plugin in router.plugins.items():
+        for note in plugin.notes if isinstance(plugin, Noted) else ():
+            _log.info("plugin", plugin=name, note=note)
+    producers = ProducersCollector()
+    producers.watch(router.plugins)
+    registry.register(producers)
