@@ -428,3 +428,16 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110  # nothing here announces it
             await asyncio.sleep(0.01)
+
+
+async def test_engines_tell_their_load_with_answers_and_clients_do_not_see_it(tmp_path: Path) -> None:
+    async with site(tmp_path, engines=1, orca=True) as here:
+        answer = await here.complete()
+        assert answer.status_code == 200
+        assert "endpoint-load-metrics" not in answer.headers
+        assert here.engines[0].requests[-1].headers["endpoint-load-metrics-format"] == "JSON"
+        await here.picker.outcomes.count(1)
+        (endpoint,) = here.picker.router.endpoints
+        assert here.picker.router.load(endpoint.name).report is not None
+        asked = await here.complete(headers={"endpoint-load-metrics-format": "json"})
+        assert asked.headers["endpoint-load-metrics"].startswith("JSON ")

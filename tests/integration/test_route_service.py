@@ -10,6 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from kvatlas.cli.client import ServiceClient
 from kvatlas.config import load_config
@@ -161,3 +164,35 @@ async def test_a_router_without_endpoints_is_told_what_to_name() -> None:
         config = load_config(environ={}, overrides=(*FREE, *DOORS, *overrides))
         with pytest.raises(ConfigError, match=r"route\.endpoints"):
             await serve(config, stop=asyncio.Event())
+
+
+async def test_requests_are_traced_to_a_collector_and_engines_join_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[ExportTraceServiceRequest] = []
+
+    async def collect(request: web.Request) -> web.Response:
+        received.append(ExportTraceServiceRequest.FromString(await request.read()))
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/v1/traces", collect)
+    async with TestServer(app) as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", str(collector.make_url("")).rstrip("/"))
+        async with fleet(1) as (addresses, engines):
+            assert (await chat(addresses, "one", "r1")).status_code == 200
+            await decision(addresses, "r1")
+    scopes = [scope for request in received for sent in request.resource_spans for scope in sent.scope_spans]
+    (span,) = (span for scope in scopes for span in scope.spans)
+    told = {one.key: one.value for one in span.attributes}
+    assert (told["kvatlas.request_id"].string_value, told["kvatlas.end"].string_value) == ("r1", "done")
+    assert told["kvatlas.prompt_tokens"].int_value > 100
+    (sent_on,) = (one.headers["traceparent"] for one in engines[0].requests if one.path == "/v1/chat/completions")
+    assert sent_on.startswith(f"00-{span.trace_id.hex()}-{span.span_id.hex()}-")
+
+
+async def test_what_waits_and_what_producers_keep_is_in_the_metrics() -> None:
+    async with fleet(1) as (addresses, _), httpx.AsyncClient(base_url=addresses.http, timeout=20) as http:
+        await chat(addresses, "one", "r1")
+        metrics = (await http.get("/metrics")).text
+        assert 'kvatlas_route_admissions_total{end="admitted",priority="0"} 1.0' in metrics
+        assert 'kvatlas_route_history_entries{producer="blended-prefix-cache-producer"}' in metrics
+        assert 'kvatlas_route_promise_seconds{producer="blended-prefix-cache-producer"}' in metrics
