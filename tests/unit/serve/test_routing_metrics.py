@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from kvatlas.config import load_config
 from kvatlas.discovery.endpoints import pool_from_urls
 from kvatlas.errors import KvatlasError
+from kvatlas.indexer import Indexer
+from kvatlas.observe.metrics import Metrics
 from kvatlas.route.flow.settings import FlowControl
 from kvatlas.route.picker_config import build_router, read_config
 from kvatlas.route.request import RouteRequest
@@ -17,6 +22,8 @@ from kvatlas.route.router import Router
 from kvatlas.serve.admission import Admission, AdmissionEnd, admission_of
 from kvatlas.serve.routing.admission_metrics import OTHER, PRIORITIES_MAX, AdmissionMetrics
 from kvatlas.serve.routing.producer_metrics import ProducersCollector
+from kvatlas.serve.routing.setup import Routing
+from kvatlas.tokens.tokenization import Tokenization
 
 HISTORY = """
 plugins:
@@ -67,7 +74,7 @@ async def test_what_waits_is_shown_by_priority_and_counted_when_it_ends() -> Non
     assert one.value("waiting_requests", priority=0) == 0
 
 
-async def test_who_did_not_wait_has_no_wait() -> None:
+async def test_without_flow_control_nobody_waits() -> None:
     one = Waiting(flow_control=False)
     await one.admission.admit(RouteRequest(id="r", model="m"), 10)
     assert one.value("admissions_total", priority=0, end="admitted") == 1
@@ -118,3 +125,18 @@ def test_history_and_promises_are_shown_by_producer() -> None:
     assert evicted + value("history_entries", producer="small") == blocks
     assert value("promise_seconds", producer="precise-prefix-cache-producer") == 3.0
     assert value("promises_missed_total", producer="blended-prefix-cache-producer") == 0
+
+
+async def test_what_plugins_make_of_their_parameters_is_logged_when_the_router_is_made(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "epp.yaml"
+    file.write_text(HISTORY.replace("speculativeTTL: 3s", "tokenProcessorConfig: {blockSize: 64}"))
+    overrides = (f"route.pickerConfig={file}", 'route.endpoints=["http://10.0.0.1:8000"]')
+    config = load_config(environ={}, overrides=overrides)
+    indexer = Indexer(config)
+    caplog.set_level(logging.INFO, "kvatlas.serve.routing.setup")
+    Routing(config, indexer, Tokenization([], Metrics()))
+    (told,) = (record.message for record in caplog.records if "precise-prefix-cache-producer" in record.message)
+    assert "blockSize" in told
+    assert b"kvatlas_route_history_entries" in generate_latest(indexer.metrics.registry)

@@ -141,6 +141,16 @@ async def test_a_tracestate_without_a_valid_traceparent_does_not_go_on() -> None
     assert one.span.parent is None
 
 
+async def test_of_a_request_that_its_caller_does_not_trace_only_the_context_goes_on() -> None:
+    one = Traced("http://10.0.0.1:8000")
+    trip = await one.dispatcher.dispatch(PATH, {"traceparent": f"{CALLER[:-2]}00", "tracestate": "vendor=1"}, body())
+    sent = trip.request_headers()
+    trip.finished(Outcome(end=End.DONE))
+    assert sent["traceparent"].startswith(CALLER[:36])
+    assert (sent["traceparent"][-3:], sent["tracestate"]) == ("-00", "vendor=1")
+    assert not one.memory.get_finished_spans()
+
+
 async def test_without_traces_headers_of_the_client_are_left_as_they_are() -> None:
     one = Traced("http://10.0.0.1:8000", traced=False)
     trip = await one.dispatcher.dispatch(PATH, {"traceparent": CALLER}, body())

@@ -31,7 +31,7 @@ class AdmissionMetrics:
         )
         self._waits = Histogram(
             "kvatlas_route_admission_wait_seconds",
-            "Time that requests waited, of those that had to.",
+            "Time in the waiting room, where there is flow control.",
             ("priority",),
             registry=registry,
             buckets=_WAIT_BUCKETS_S,

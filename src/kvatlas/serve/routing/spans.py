@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from kvatlas.errors import RequestError, RouteError
@@ -54,7 +55,10 @@ class RequestSpan(Protocol):
 
 
 class Untraced:
-    """A request of which no trace tells."""
+    """A request of which no trace tells: traces are off, or this one was not drawn."""
+
+    def __init__(self, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._headers = headers
 
     def step(self, name: str) -> None: ...
 
@@ -67,7 +71,7 @@ class Untraced:
     def finished(self, endpoint: EndpointName, outcome: Outcome) -> None: ...
 
     def headers(self) -> Mapping[str, str]:
-        return {}
+        return self._headers
 
 
 UNTRACED = Untraced()
@@ -75,18 +79,22 @@ UNTRACED = Untraced()
 
 def begin(traces: Traces | None, path: str, headers: Mapping[str, str]) -> RequestSpan:
     """Return the span of a request that arrived. ``traces`` None: they are off."""
-    return UNTRACED if traces is None else Traced(traces, path, headers)
+    if traces is None:
+        return UNTRACED
+    span = traces.begin(NAME, headers)
+    context = traces.context_of(span)
+    if TRACESTATE in headers:  # one that belongs to no valid traceparent must not go on with ours
+        context.setdefault(TRACESTATE, "")
+    return Traced(span, path, context) if span.is_recording() else Untraced(context)
 
 
 class Traced:
     """A request with a span of its own."""
 
-    def __init__(self, traces: Traces, path: str, headers: Mapping[str, str]) -> None:
-        self._span: Span = traces.begin(NAME, headers)
+    def __init__(self, span: Span, path: str, context: Mapping[str, str]) -> None:
+        self._span = span
         self._span.set_attribute("url.path", path[:PATH_MAX])
-        self._context = traces.context_of(self._span)
-        if TRACESTATE in headers:  # one that belongs to no valid traceparent must not go on with ours
-            self._context.setdefault(TRACESTATE, "")
+        self._context = context
         self._retries = 0
 
     def step(self, name: str) -> None:
