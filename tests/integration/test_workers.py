@@ -160,6 +160,29 @@ async def test_a_worker_that_is_killed_takes_no_other_requests_along_and_comes_b
         assert 'kvatlas_route_worker_starts{worker="1",workers="2"} 2.0' in (await clients.get(1, "/metrics")).text
 
 
+async def in_flight(clients: Clients, worker: int) -> int:
+    endpoints = (await clients.get(worker, "/v1/endpoints")).json()["endpoints"]
+    return sum(int(one["load"]["in_flight_requests"]) for one in endpoints)
+
+
+async def test_what_one_worker_has_in_flight_counts_for_the_other_until_it_is_killed() -> None:
+    async with engine() as one, workers("--set", "route.peersSilence=2s", *named(one)) as running:
+        clients = await serving(running)
+        one.permits = asyncio.Semaphore(0)
+        asking = [asyncio.create_task(clients.ask()) for _ in range(6)]
+        await one.until(lambda engine: engine.running + engine.waiting == len(asking))
+        for worker in (0, 1):
+            while await in_flight(clients, worker) != len(asking):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        os.kill(running.pid(1), signal.SIGKILL)
+        answers = asyncio.gather(*asking, return_exceptions=True)
+        await one.until(lambda engine: engine.cancelled == len([task for task in asking if task.done()]))
+        while await in_flight(clients, 0) != len([task for task in asking if not task.done()]):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        one.step(1000)
+        assert {answer.status_code for answer in await answers if isinstance(answer, httpx.Response)} <= {200}
+
+
 async def test_requests_in_progress_finish_before_workers_stop() -> None:
     async with engine() as one, workers(*named(one)) as running:
         clients = await serving(running)

@@ -9,9 +9,19 @@ import msgspec
 from msgspec import Meta
 
 from kvatlas.config.kinds import Capacity, Limit, Wait
+from kvatlas.config.layers import Secret
 from kvatlas.config.quantities import Bytes, Seconds
 
 _NAME = Meta(pattern=r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", extra={"allowed": "a name as Kubernetes has them"})
+
+
+_PeerAddress = Annotated[
+    str,
+    Meta(
+        pattern=r"tcp://(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}|ipc://\S{1,100}",
+        extra={"allowed": 'an address such as "tcp://10.0.0.7:5580" or "ipc:///run/kvatlas/0"'},
+    ),
+]
 
 
 class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -101,6 +111,26 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
             description="Processes that share the proxy's port; each has an index of its own, and an API at the next port.",
         ),
     ] = 1
+    peers: Annotated[
+        tuple[_PeerAddress, ...],
+        Meta(
+            description=(
+                "Other routers of the same engines, where they listen (peersListen): what they have in flight, and which "
+                "prompts they sent where, counts here too. Of a name all addresses are taken."
+            )
+        ),
+    ] = ()
+    peers_listen: Annotated[
+        tuple[_PeerAddress, ...], Meta(description="Where other routers hear what this one does, such as tcp://*:5580.")
+    ] = ()
+    peers_token: Annotated[
+        Secret | None,
+        Meta(description="Encrypts what routers tell each other; all need the same.", min_length=16),
+    ] = None
+    peers_silence: Annotated[
+        Annotated[Seconds, Meta(ge=2)],
+        Meta(description="After so long without a word a peer is taken to have nothing in flight."),
+    ] = Seconds(5)
     orca: Annotated[
         bool,
         Meta(

@@ -17,7 +17,7 @@ def config(*overrides: str) -> Config:
 
 
 def test_workers_share_the_proxys_port_and_have_ports_of_their_own_for_the_api() -> None:
-    plans = [plan_of(config("api.port=9000"), Worker(number, 3), 7000).config for number in range(3)]
+    plans = [plan_of(config("api.port=9000"), Worker(number, 3), 7000, "/run/w").config for number in range(3)]
     assert [(one.proxy.port, one.proxy.reuse_port) for one in plans] == [(7000, True)] * 3
     assert [one.api.port for one in plans] == [9000, 9001, 9002]
     assert [one.api.grpc_port for one in plans] == [50051, 50052, 50053]
@@ -25,11 +25,18 @@ def test_workers_share_the_proxys_port_and_have_ports_of_their_own_for_the_api()
 
 
 def test_a_free_api_port_stays_a_free_one() -> None:
-    assert plan_of(config("api.port=0"), Worker(2, 3), 7000).config.api.port == 0
+    assert plan_of(config("api.port=0"), Worker(2, 3), 7000, "/run/w").config.api.port == 0
+
+
+def test_every_worker_hears_all_others_and_those_of_other_replicas() -> None:
+    shared = config('route.peers=["tcp://b:5580"]', 'route.peersListen=["tcp://*:5580", "ipc:///run/kvatlas"]')
+    route = plan_of(shared, Worker(1, 3), 7000, "/run/w").config.route
+    assert route.peers == ("ipc:///run/w/0", "ipc:///run/w/2", "tcp://b:5580", "tcp://b:5581", "tcp://b:5582")
+    assert route.peers_listen == ("ipc:///run/w/1", "tcp://*:5581", "ipc:///run/kvatlas.1")
 
 
 def test_a_plan_reaches_the_worker_as_it_was_secrets_included() -> None:
-    plan = plan_of(config("proxy.token=secret"), Worker(1, 3), 7000)
+    plan = plan_of(config("proxy.token=secret"), Worker(1, 3), 7000, "/run/w")
     assert pickle.loads(pickle.dumps(plan)) == plan  # noqa: S301
 
 
@@ -40,6 +47,8 @@ def test_a_plan_reaches_the_worker_as_it_was_secrets_included() -> None:
         (('zmq.engines=[{"endpoint": "tcp://10.0.0.7:5557"}]', "zmq.bind=true"), "zmq.bind"),
         (("api.port=65534",), "api.port"),
         (("api.grpcPort=65535",), "api.grpcPort"),
+        (('route.peers=["tcp://b:65534"]',), "route.peers"),
+        (('route.peersListen=["tcp://*:65534"]',), "route.peersListen"),
     ],
 )
 def test_settings_that_workers_cannot_share_are_refused(overrides: tuple[str, ...], field: str) -> None:

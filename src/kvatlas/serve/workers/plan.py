@@ -34,25 +34,48 @@ def check(config: Config) -> None:
     if config.zmq.bind and config.zmq.engines:
         problem = "an engine that connects here would reach one worker only"
         raise ConfigError("zmq.bind", problem, "false: every worker connects to all zmq.engines; or route.workers: 1")
-    for name, port in (("api.port", config.api.port), ("api.grpcPort", config.api.grpc_port)):
+    ports = [("api.port", config.api.port), ("api.grpcPort", config.api.grpc_port)]
+    ports += [("route.peers", _port(one)) for one in config.route.peers]
+    ports += [("route.peersListen", _port(one)) for one in config.route.peers_listen]
+    for name, port in ports:
         if port + workers - 1 > 65535:
             raise ConfigError(name, f"worker {workers - 1} would listen at {port + workers - 1}", "ports up to 65535")
 
 
-def plan_of(config: Config, worker: Worker, proxy_port: int) -> Plan:
-    """Return what a worker runs: the proxy's port is shared, API and gRPC are at the configured ports + its number."""
-    api, number = config.api, worker.number
+def plan_of(config: Config, worker: Worker, proxy_port: int, directory: str) -> Plan:
+    """Return what a worker runs: the proxy's port is shared, all others are the configured ones + its number.
+
+    Workers hear of each other through sockets in ``directory``, and of every worker of other replicas, which have as many.
+    """
+    api, route, number = config.api, config.route, worker.number
+    others = [f"ipc://{directory}/{other}" for other in range(worker.of) if other != number]
+    remote = [_at(peer, other) for peer in route.peers for other in range(worker.of)]
     own = replace(
         config,
         proxy=replace(config.proxy, port=proxy_port, reuse_port=True),
         api=replace(api, port=_own(api.port, number), grpc_port=_own(api.grpc_port, number)),
         zmq=replace(config.zmq, bind=False),
+        route=replace(
+            route,
+            peers=(*others, *dict.fromkeys(remote)),
+            peers_listen=(f"ipc://{directory}/{number}", *(_at(address, number) for address in route.peers_listen)),
+        ),
     )
     return Plan(worker, own)
 
 
 def _own(port: int, number: int) -> int:
     return port + number if port else 0
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2]) if address.startswith("tcp:") else 0
+
+
+def _at(address: str, number: int) -> str:
+    """Return a worker's own address of one that all have: the next ports, or names."""
+    before, separator, port = address.rpartition(":")
+    return f"{before}{separator}{int(port) + number}" if address.startswith("tcp:") else f"{address}.{number}"
 
 
 def restart_in_s(failures: int) -> float:

@@ -7,6 +7,7 @@ import contextlib
 import pickle
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -46,17 +47,22 @@ async def supervise(config: Config) -> None:
     """Run workers until SIGTERM or SIGINT; a second one cuts requests in progress. Raises WorkerError where one can't start."""
     if not config.zmq.engines:
         _log.info("no engine is connected to for its events", remedy="name engines in zmq.engines or route.endpointsFile")
-    with stopping_by(None) as stopping, _reserved(config.proxy) as port:
-        await _Workers(config, port, stopping).run()
+    with (
+        stopping_by(None) as stopping,
+        _reserved(config.proxy) as port,
+        tempfile.TemporaryDirectory(prefix="kvatlas-") as directory,  # where workers talk to each other: of this user alone
+    ):
+        await _Workers(config, port, directory, stopping).run()
     _log.info("workers stopped")
 
 
 class _Workers:
     """All of them."""
 
-    def __init__(self, config: Config, port: int, stopping: Stopping) -> None:
+    def __init__(self, config: Config, port: int, directory: str, stopping: Stopping) -> None:
         self._config = config
         self._port = port
+        self._directory = directory
         self._stopping = stopping
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         """Those that run, by number."""
@@ -121,7 +127,7 @@ class _Workers:
         )
         self._processes[worker.number] = process
         assert process.stdin is not None
-        process.stdin.write(pickle.dumps(plan_of(self._config, worker, self._port)))
+        process.stdin.write(pickle.dumps(plan_of(self._config, worker, self._port, self._directory)))
         if self._stopping.asked.is_set():
             _signal(process, signal.SIGTERM)
         return process
