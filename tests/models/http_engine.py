@@ -82,7 +82,10 @@ class HttpEngine:
         """Where set: each piece of an answer's body needs one (see :meth:`step`)."""
         self.requests: deque[Seen] = deque(maxlen=REQUESTS_KEPT_MAX)
         self.waiting = 0
+        """Prompts that have to wait for others to be computed."""
         self.running = 0
+        self.tokens_in_use = 0
+        """Prompt tokens of those that run."""
         self.finished = 0
         self.cancelled = 0
         """Requests whose client went away."""
@@ -111,6 +114,11 @@ class HttpEngine:
         """Open ones, to whatever."""
         assert self._runner.server is not None
         return len(self._runner.server.connections)
+
+    @property
+    def kv_usage(self) -> float:
+        """As in vLLM: cached blocks that no request uses are free. (Those that several use are counted for each of them.)"""
+        return min(1.0, self.tokens_in_use / (self.cache.blocks_max * self.cache.block_size))
 
     async def start(self) -> None:
         await self._runner.setup()
@@ -200,20 +208,23 @@ class HttpEngine:
         asked = msgspec.json.decode(await request.read())
         tokens = prompt_tokens(self._tokenizer, request.path, asked)
         with self._counted("waiting"):
-            answer = await self._compute(request.path, asked, tokens)
-        with self._counted("running"):
+            await self._prefill.acquire()
+        with self._counted("running"), self._in_use(len(tokens)):
+            try:
+                answer = await self._compute(request.path, asked, tokens)
+            finally:
+                self._prefill.release()
             response = await (self._stream if asked.get("stream") else self._whole)(request, asked, answer)
         self.finished += 1
         return response
 
     async def _compute(self, path: str, asked: Mapping[str, Any], tokens: list[int]) -> Answer:
-        """Fill the cache, one prompt after the other."""
-        async with self._prefill:
-            served = self.cache.serve(tokens)
-            if self.options.prefill_tokens_per_s:
-                await asyncio.sleep((len(tokens) - served.cached_tokens) / self.options.prefill_tokens_per_s)
-            if self.publisher is not None and served.events:
-                await self.publisher.publish(msgspec.msgpack.encode([time.time(), served.events, 0]))
+        """Fill the cache. Called for one prompt after the other."""
+        served = self.cache.serve(tokens)
+        if self.options.prefill_tokens_per_s:
+            await asyncio.sleep((len(tokens) - served.cached_tokens) / self.options.prefill_tokens_per_s)
+        if self.publisher is not None and served.events:
+            await self.publisher.publish(msgspec.msgpack.encode([time.time(), served.events, 0]))
         self.prompt_tokens += len(tokens)
         self.cached_tokens += served.cached_tokens
         limits = (asked.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"))
@@ -250,8 +261,7 @@ class HttpEngine:
         """Tell load where a request asks for it, in JSON, and with answers that are no streams, as vLLM does."""
         if request.headers.get("endpoint-load-metrics-format", "").lower() != "json":
             return {}
-        usage = len(self.cache) / max(1, self.cache.blocks_max)
-        told = {"named_metrics": {"kv_cache_usage_perc": usage, "num_requests_waiting": float(self.waiting)}}
+        told = {"named_metrics": {"kv_cache_usage_perc": self.kv_usage, "num_requests_waiting": float(self.waiting)}}
         return {"endpoint-load-metrics": f"JSON {msgspec.json.encode(told).decode()}"}
 
     async def _write(self, writer: PieceWriter, piece: bytes) -> None:
@@ -274,13 +284,12 @@ class HttpEngine:
         return web.Response()
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        usage = len(self.cache) / max(1, self.cache.blocks_max)
         labels = f'engine="0",model_name="{self.options.model}"'
         config = f'block_size="{self.cache.block_size}",engine="0",num_gpu_blocks="{self.cache.blocks_max}"'
         lines = [
             f"vllm:num_requests_waiting{{{labels}}} {self.waiting}",
             f"vllm:num_requests_running{{{labels}}} {self.running}",
-            f"vllm:kv_cache_usage_perc{{{labels}}} {usage}",
+            f"vllm:kv_cache_usage_perc{{{labels}}} {self.kv_usage}",
             f"vllm:prefix_cache_queries_total{{{labels}}} {self.prompt_tokens}",
             f"vllm:prefix_cache_hits_total{{{labels}}} {self.cached_tokens}",
             f"vllm:cache_config_info{{{config}}} 1.0",
@@ -299,6 +308,14 @@ class HttpEngine:
             yield
         finally:
             setattr(self, name, getattr(self, name) - 1)
+
+    @contextmanager
+    def _in_use(self, tokens: int) -> Iterator[None]:
+        self.tokens_in_use += tokens
+        try:
+            yield
+        finally:
+            self.tokens_in_use -= tokens
 
     async def _tell(self) -> None:
         async with self._changed:
