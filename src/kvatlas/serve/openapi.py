@@ -146,7 +146,13 @@ _DECISION = {
                     "address": "10.0.0.7:8000",
                     "match": {"tokens": 4096, "matched_by": "events", "tiers": {"gpu": 4096}},
                     "load": _LOAD,
-                    "scores": {"expected-ttft-scorer": {"score": 0.94, "weight": 1.0}},
+                    "scores": {
+                        "expected-ttft-scorer": {
+                            "score": 0.94,
+                            "weight": 1.0,
+                            "parts": {"ttft_s": 0.058, "queue_s": 0.012, "prefill_s": 0.046, "uncached_tokens": 904},
+                        }
+                    },
                     "total": 0.94,
                     "picked": True,
                 }
