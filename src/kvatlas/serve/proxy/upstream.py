@@ -122,7 +122,7 @@ class Upstream:
                             headers=headers,
                             data=_payload(body),
                             allow_redirects=False,
-                            ssl=self._tls or True,
+                            ssl=self._tls if self._tls is not None and endpoint.tls else True,
                             trace_request_ctx=call,
                         )
             except UpstreamError as error:
@@ -167,8 +167,10 @@ def _failures(limit_s: float, silence: str) -> Iterator[None]:
         raise UpstreamError(Break.NO_CONNECTION, "no connection in time (proxy.connectTimeout)") from None
     except TimeoutError:
         raise UpstreamError(Break.SILENT, f"{silence} for {limit_s:g} s") from None
-    except (aiohttp.ClientConnectorError, aiohttp.ClientConnectorCertificateError) as error:
-        raise UpstreamError(Break.NO_CONNECTION, f"no connection: {error}") from None
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise UpstreamError(Break.NO_CONNECTION, f"no connection: {error.certificate_error}") from None
+    except aiohttp.ClientConnectorError as error:
+        raise UpstreamError(Break.NO_CONNECTION, f"no connection: {error.os_error.strerror or error.os_error}") from None
     except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
         raise UpstreamError(Break.GARBAGE, f"its answer is no HTTP: {str(error)[:200]}") from None
     except aiohttp.ClientPayloadError as error:
