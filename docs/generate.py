@@ -34,6 +34,8 @@ from kvatlas.serve.routing.admission_metrics import AdmissionMetrics
 from kvatlas.serve.routing.metrics import RoutingMetrics
 from kvatlas.serve.routing.producer_metrics import ProducersCollector
 from kvatlas.serve.routing.setup import OURS
+from kvatlas.serve.routing.sharing import SharingMetrics
+from kvatlas.serve.workers.worker import Worker, show_worker
 from kvatlas.tokens.setup import make_tokenization
 from kvatlas.types import ApplyReport
 
@@ -114,6 +116,14 @@ ROUTER_ALERTS = (
     (
         "rate(kvatlas_route_discovery_failures_total[5m]) > 0",
         "the endpoints file or the API server can't be read; endpoints stay as they were",
+    ),
+    (
+        "changes(kvatlas_route_worker_starts[15m]) > 0",
+        "a worker process died; the log says with which status ([workers](workers.md))",
+    ),
+    (
+        'rate(kvatlas_route_peer_messages_total{outcome=~"refused.*"}[5m]) > 0',
+        "routers of different versions, or something else that talks",
     ),
     (
         'rate(kvatlas_extproc_ends_total{how="protocol_error"}[5m]) > 0',
@@ -202,6 +212,8 @@ def _exercise_router(registry: CollectorRegistry) -> None:
     DiscoveryMetrics(registry)
     ProxyMetrics(registry).answered(200)
     ExtProcMetrics(registry, Room(0)).ended("done")
+    SharingMetrics(registry).heard(0)
+    show_worker(Worker(0, 2), registry)
     waiting = AdmissionMetrics(registry)
     waiting.ended(0, AdmissionEnd.ADMITTED, 1.0)
     waiting.watch(lambda: AdmissionStats((BandStats(0, 0, 0, 0),), {}, 0.0))

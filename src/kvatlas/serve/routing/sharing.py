@@ -30,7 +30,9 @@ from kvatlas.route.sharing.peers import Peers
 BEAT_S = 1.0
 """How often everything is told."""
 PAUSE_S = 0.005
-"""Between two messages of what changed: what happens meanwhile is told together."""
+"""Between two messages of what changed, at least: what happens meanwhile is told together."""
+HEARD_PER_S_MAX = 800
+"""Messages of all peers together: the more there are, the longer everyone's pause."""
 RESOLVE_S = 10.0
 """How often names of peers are looked up again: replicas come and go behind one."""
 ADDRESSES_MAX = 256
@@ -54,7 +56,7 @@ class Sharing:
         self._router = router
         self._settings = settings
         self._told = told
-        self._metrics = _Metrics(registry)
+        self._metrics = SharingMetrics(registry)
         number = secrets.randbits(63)
         self._outbox = Outbox(number, router.own_in_flight, self._wake)
         self._peers = Peers(number, settings.peers_silence, router.knows)
@@ -89,7 +91,8 @@ class Sharing:
     def _wake(self) -> None:
         """Tell soon: at once after a pause, else when the pause is over."""
         if self._pending is None:
-            wait_s = max(0.0, self._sent_s + PAUSE_S - time.monotonic())
+            pause_s = max(PAUSE_S, len(self._peers) / HEARD_PER_S_MAX)
+            wait_s = max(0.0, self._sent_s + pause_s - time.monotonic())
             self._pending = asyncio.get_running_loop().call_later(wait_s, self._tell_changes)
 
     def _tell_changes(self) -> None:
@@ -205,7 +208,7 @@ class _Sockets:
         self._context.term()
 
 
-class _Metrics:
+class SharingMetrics:
     """What an operator sees of it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
