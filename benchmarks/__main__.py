@@ -22,6 +22,7 @@ BENCHMARKS = {
     "tokens": "text and chats to tokens and scores, cold and warm, beside the tokenizers package alone; a trace of agents",
     "proxy": "requests per second and added latency of kvatlas route, beside other routers",
     "extproc": "the Envoy endpoint picker with a real Envoy, beside Envoy alone and a plain gRPC stub; needs wrk",
+    "routing_live": "cache hits and time to first token of real traces behind kvatlas route, beside other routers",
     "scaling": "cost as entries, pods and threads grow; --plot FILE draws it",
 }
 

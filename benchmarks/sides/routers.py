@@ -87,10 +87,10 @@ def canned_engines(count: int, events: int = 8) -> Iterator[list[str]]:
 
 
 @contextmanager
-def router(name: str, engines: Sequence[str], log: Path) -> Iterator[str]:
+def router(name: str, engines: Sequence[str], log: Path, options: Sequence[str] = ()) -> Iterator[str]:
     """Run a router until the block ends; yield its URL. Raises BaselineError where it does not come up."""
     port = free_port()
-    command = ROUTERS[name](port, engines)
+    command = [*ROUTERS[name](port, engines), *options]
     with open(log, "w", encoding="utf-8") as written:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=written, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True
