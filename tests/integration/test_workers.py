@@ -10,9 +10,11 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.models.http_engine import HttpEngine, engine
 
@@ -212,13 +214,20 @@ async def test_a_second_signal_cuts_requests_in_progress() -> None:
         await asyncio.gather(asking, return_exceptions=True)
 
 
-async def test_workers_end_when_their_supervisor_is_killed() -> None:
+async def test_workers_end_when_their_supervisor_is_killed_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "t"
+    directory.mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory))
     async with engine() as one, workers(*named(one)) as running:
         await serving(running)
+        assert len(list(directory.iterdir())) == 1
         running.process.kill()
         await running.ended()
         orphans = [line["worker"] for line in running.lines if line["event"] == "the supervisor is gone"]
         assert sorted(orphans) == [0, 1]
+        assert list(directory.iterdir()) == []
 
 
 async def test_what_is_wrong_with_the_settings_is_told_once_and_nothing_runs_on() -> None:

@@ -20,6 +20,8 @@ class Plan(msgspec.Struct, frozen=True):
 
     worker: Worker
     config: Config
+    directory: str
+    """Where workers' sockets are; the supervisor removes it, or who outlives that."""
 
 
 def check(config: Config) -> None:
@@ -61,7 +63,7 @@ def plan_of(config: Config, worker: Worker, proxy_port: int, directory: str) -> 
             peers_listen=(f"ipc://{directory}/{number}", *(_at(address, number) for address in route.peers_listen)),
         ),
     )
-    return Plan(worker, own)
+    return Plan(worker, own, directory)
 
 
 def _own(port: int, number: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -54,6 +55,7 @@ async def _work(plan: Plan, tell: Callable[[Started], None]) -> None:
     def orphaned() -> None:
         asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
         _log.warning("the supervisor is gone")
+        shutil.rmtree(plan.directory, ignore_errors=True)
         signal.raise_signal(signal.SIGTERM)
 
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), orphaned)
