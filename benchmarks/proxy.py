@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -105,8 +106,12 @@ async def first_byte_s(url: str) -> float:
         began = time.perf_counter()
         writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
         writer.write(b"content-length: %d\r\n\r\n" % len(body) + body)
-        await reader.readuntil(b"data:")
+        head = await reader.readuntil(b"\r\n\r\n")
+        first = await reader.readuntil(b"data:")
         times.append(time.perf_counter() - began)
-        await reader.readuntil(b"\r\n0\r\n\r\n")
+        if length := re.search(rb"content-length: *(\d+)", head, re.IGNORECASE):  # it had come as a whole
+            await reader.readexactly(int(length[1]) - len(first))
+        else:
+            await reader.readuntil(b"\r\n0\r\n\r\n")
     writer.close()
     return percentile(times, 0.5)
