@@ -245,7 +245,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_after_any_losses_and_deaths_a_beat_and_the_silence_set_everybody_right(steps: list[tuple[str, int, bool]]) -> None:
     net = Net()
     for what, which, lost in steps:
@@ -262,7 +262,7 @@ def test_after_any_losses_and_deaths_a_beat_and_the_silence_set_everybody_right(
 
 
 @given(STEPS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_when_all_requests_have_ended_and_all_is_said_or_silent_nothing_is_left(steps: list[tuple[str, int, bool]]) -> None:
     net = Net()
     for what, which, lost in steps:
