@@ -272,7 +272,12 @@ async def test_megabytes_of_text_are_bounded_and_leave_the_service_responsive() 
 
 
 async def test_the_event_loop_answers_while_a_long_text_is_tokenized() -> None:
-    async with running(*WITH_TOKENIZER, f"tokens.maxModelLen.{MODEL}=100000000") as addresses, client(addresses) as http:
+    patient = ("tokens.timeout=100s", "api.requestTimeout=100s")  # it takes 3 s alone
+    async with (
+        running(*WITH_TOKENIZER, *patient, f"tokens.maxModelLen.{MODEL}=100000000") as addresses,
+        client(addresses) as http,
+    ):
+        http.timeout = 100
         await http.post("/v1/score", json={"model": MODEL, "text": "load"})
         long_text = " ".join(f"word{number}" for number in range(400_000))
         slow = asyncio.create_task(http.post("/v1/score", json={"model": MODEL, "text": long_text}))

@@ -35,6 +35,7 @@ def test_usage_and_the_first_token_are_seen_however_bytes_are_cut(cuts: list[int
     reader = AnswerReader(stream=stream)
     firsts = [reader.feed(piece) for piece in pieces(EVENTS if stream else WHOLE, cuts)]
     assert firsts.count(True) == 1
+    assert reader.said_done is stream
     assert reader.usage() == Usage(prompt_tokens=40, cached_tokens=32, output_tokens=7)
 
 
@@ -69,6 +70,12 @@ def test_an_odd_answer_has_no_usage(body: bytes) -> None:
     reader = AnswerReader(stream=False)
     reader.feed(body)
     assert reader.usage() == Usage()
+
+
+def test_a_stream_is_done_once_it_says_so() -> None:
+    reader = AnswerReader(stream=True)
+    reader.feed(EVENTS.partition(b"data: [DONE]")[0])
+    assert not reader.said_done
 
 
 def test_of_a_long_answer_the_end_is_kept() -> None:

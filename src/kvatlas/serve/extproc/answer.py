@@ -78,7 +78,8 @@ class WatchedAnswer:
         Envoy's own, with status 503.
         """
         failed = self._status is not None and self._status >= 400
-        self._finish(_end(self._status) if failed or not seen else End.CLIENT_GONE)
+        told = self._reader is not None and self._reader.said_done
+        self._finish(_end(self._status) if failed or told or not seen else End.CLIENT_GONE)
 
     def _finish(self, end: End) -> None:
         if self.complete:

@@ -203,6 +203,8 @@ class Exchange:
 
     def _outcome(self) -> Outcome:
         usage = Usage() if self._reader is None else self._reader.usage()
+        if self._end is End.CLIENT_GONE and self._reader is not None and self._reader.said_done:
+            self._end = End.DONE
         return Outcome(
             end=self._end,
             ttft_s=self._ttft_s if self._end in (End.DONE, End.CLIENT_GONE) else None,

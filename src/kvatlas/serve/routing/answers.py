@@ -53,6 +53,11 @@ class AnswerReader:
         return True
 
     @property
+    def said_done(self) -> bool:
+        """Whether a stream has told its end (``[DONE]``): clients may leave then, before the answer's last bytes."""
+        return self._stream and b"data: [DONE]" in self._tail[-TAIL_BYTES_MAX:]
+
+    @property
     def kept_bytes(self) -> int:
         return len(self._tail)
 
