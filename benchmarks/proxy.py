@@ -27,7 +27,7 @@ FIRST_BYTES = 300
 
 def run(*, quick: bool, place: Placement) -> list[Result]:
     """Measure every router with one connection and with 32, streaming and not."""
-    seconds = 2 if quick else 10
+    seconds = 1 if quick else 10
     seen: dict[str, dict[str, Load]] = {}
     firsts: dict[str, float] = {}
     with canned_engines(2) as engines, tempfile.TemporaryDirectory() as logs:

@@ -90,8 +90,8 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 WORKLOADS = (Workload("taubench", taubench, 192, 600.0), Workload("mooncake", mooncake, 768, 2_000.0))
-CASES = (Case("unsaturated", 8, 0.2, 300, 60), Case("saturated", 32, 0.05, 600, 100))
-TURNS_MAX, QUICK_TURNS_MAX = 16, 6
+CASES = (Case("unsaturated", 8, 0.2, 300, 32), Case("saturated", 32, 0.05, 600, 64))
+TURNS_MAX, QUICK_TURNS_MAX = 16, 4
 """Of a session; later ones are left out, so that no session outlasts all others by far."""
 
 
