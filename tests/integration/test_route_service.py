@@ -8,15 +8,20 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from kvatlas.cli.client import ServiceClient
 from kvatlas.config import load_config
 from kvatlas.errors import ConfigError
+from kvatlas.proto.envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
+from kvatlas.proto.envoy.service.ext_proc.v3.external_processor_pb2 import HttpBody, ProcessingRequest
+from kvatlas.proto.envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProcessorStub
 from kvatlas.serve.routing.explain import DecisionShown
 from kvatlas.serve.service import Addresses, serve
 from tests.integration.running import FREE, running
@@ -157,6 +162,33 @@ async def test_endpoints_and_decisions_are_shown_and_odd_questions_are_refused()
             assert (answer.status_code, answer.json()["error"]["field"]) == (422, next(iter(query)))
         metrics = (await http.get("/metrics")).text
         assert 'kvatlas_route_ends_total{end="done"' in metrics
+
+
+async def test_the_endpoint_picker_goes_on_while_envoy_learns_that_it_stops() -> None:
+    settings = ('route.frontDoors=["ext-proc"]', "extProc.port=0", "extProc.healthPort=0", "extProc.drainDelay=1s")
+    async with fleet(1, *settings, "route.tokensTimeout=1s", events=False) as (addresses, _):
+        assert addresses.ext_proc is not None
+        channel = grpc.aio.insecure_channel(addresses.ext_proc)
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
+        process = ExternalProcessorStub(channel).Process
+        answered = asyncio.create_task(first_refusal(process, health))
+    assert await answered is None
+
+
+async def first_refusal(process: Any, health: Any) -> str | None:
+    """Ask for a decision as soon as health checks say no; return what it was refused with."""
+    assert (await health.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    call = process()
+    head = ProcessingRequest()
+    head.protocol_config.request_body_mode = ProcessingMode.FULL_DUPLEX_STREAMED
+    head.request_headers.headers.headers.add(key=":path", raw_value=b"/v1/completions")
+    await call.write(head)
+    body = b'{"model": "tiny", "prompt": "hello"}'
+    await call.write(ProcessingRequest(request_body=HttpBody(body=body, end_of_stream=True)))
+    answer = await call.read()
+    await call.done_writing()
+    return None if answer.HasField("request_headers") else str(answer)
 
 
 async def test_a_router_without_endpoints_is_told_what_to_name() -> None:

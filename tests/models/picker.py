@@ -151,6 +151,7 @@ class Picker:
 
     async def stop(self) -> None:
         if self._server is not None:
+            await self._server.drain()
             await self._server.stop()
             self._server = None
 

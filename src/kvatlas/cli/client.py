@@ -84,7 +84,7 @@ class ServiceClient:
             raise RequestError(self.url, "is no http:// or https:// URL", "name the service with --url") from None
         except httpx.ConnectError as error:
             raise RequestError(
-                self.url, f"cannot be reached: {error}", "start `kvatlas serve`, or name it with --url"
+                self.url, f"cannot be reached: {error}", "start `kvatlas serve` or `kvatlas route`, or name it with --url"
             ) from None
         except httpx.HTTPError as error:
             problem = f"{type(error).__name__}: {error}".rstrip(": ")

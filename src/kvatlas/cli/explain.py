@@ -56,11 +56,11 @@ def explain(
 
 def _listed(decisions: tuple[DecisionShown, ...], width: int | None) -> RenderableType:
     if not decisions:
-        return Text("No decision is kept yet. Send a request through the proxy or the gateway.")
+        return Text("No such decision is kept. Send a request through the proxy or the gateway.")
     columns = [
         Column("request", [Text(one.id) for one in decisions], Gives.SHORTEN),
-        Column("endpoint", [Text(one.endpoint) for one in decisions], Gives.SHORTEN),
-        Column("prompt", [Text(str(one.prompt_tokens)) for one in decisions], right=True),
+        Column("endpoint", [Text(_served_by(one)) for one in decisions], Gives.SHORTEN),
+        Column("prompt", [Text(_prompt(one)) for one in decisions], right=True),
         Column("predicted", [_count(one.predicted_cached_tokens) for one in decisions], right=True),
         Column("cached", [_count(one.outcome.cached_tokens) for one in decisions], right=True),
         Column("TTFT", [_time(one.outcome.ttft_s) for one in decisions], right=True),
@@ -70,9 +70,17 @@ def _listed(decisions: tuple[DecisionShown, ...], width: int | None) -> Renderab
     return fitted("Decisions, newest first", columns, width, ("why", "end", "request", "endpoint"))
 
 
+def _served_by(decision: DecisionShown) -> str:
+    return (decision.endpoint, *decision.outcome.sent_to_instead)[-1]
+
+
+def _prompt(decision: DecisionShown) -> str:
+    return f"{'~' if decision.prompt_tokens_estimated else ''}{decision.prompt_tokens}"
+
+
 def _in_full(decision: DecisionShown, width: int | None) -> RenderableType:
     rows = [
-        ("request", f"{decision.id}, {_clock(decision.at_s)}, model {decision.model}, {decision.prompt_tokens} prompt tokens"),
+        ("request", f"{decision.id}, {_clock(decision.at_s)}, model {decision.model}, {_prompt(decision)} prompt tokens"),
         ("sent to", f"{decision.endpoint} ({decision.address})"),
         ("why", decision.why),
     ]

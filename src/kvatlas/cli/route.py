@@ -55,8 +55,9 @@ def route(
     """Route requests to the engine that holds their prefix: as an OpenAI-compatible proxy, or as Envoy's endpoint picker.
 
     It reads engines' KV events like `kvatlas serve`, and answers the same API. Where engines send no events, it goes by what it
-    routed before. The proxy listens on 127.0.0.1:8000, Envoy's endpoint picker on 127.0.0.1:9002. Every setting is in
-    `kvatlas serve --help-config`.
+    routed before. The proxy listens on 127.0.0.1:8000, Envoy's endpoint picker on 127.0.0.1:9002, the API on 8080 and 50051
+    (gRPC). Without --engine it also binds tcp://127.0.0.1:5557 for engines that connect; --set zmq.bind=false does without.
+    Every setting is in `kvatlas serve --help-config`.
 
     Examples:
 

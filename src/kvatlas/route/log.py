@@ -17,10 +17,12 @@ DECISIONS_MAX = 1_000
 class Logged:
     """A decision and what became of it."""
 
-    __slots__ = ("decision", "moves", "outcome", "ttft_s")
+    __slots__ = ("decision", "estimated", "moves", "outcome", "ttft_s")
 
-    def __init__(self, decision: Decision) -> None:
+    def __init__(self, decision: Decision, *, estimated: bool = False) -> None:
         self.decision = decision
+        self.estimated = estimated
+        """Whether the prompt's length is an estimate."""
         self.moves: tuple[EndpointName, ...] = ()
         """Whom it was sent to after the target failed."""
         self.ttft_s: float | None = None
@@ -55,7 +57,8 @@ class DecisionLog:
         lean = msgspec.structs.replace(
             request, token_ids=None, text=None, multimodal=(), prompt_tokens_estimated=request.prompt_tokens
         )
-        logged = Logged(msgspec.structs.replace(decision, request=lean))
+        estimated = request.token_ids is None or not request.tokens_complete
+        logged = Logged(msgspec.structs.replace(decision, request=lean), estimated=estimated)
         self._logged[decision.request.id] = logged
         self._logged.move_to_end(decision.request.id)
         if len(self._logged) > self._decisions_max:

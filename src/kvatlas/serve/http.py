@@ -14,7 +14,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
 from kvatlas.errors import RequestError
-from kvatlas.route.router import Router
 from kvatlas.serve.edge import CLIENT_GONE, Edge
 from kvatlas.serve.faults import JSON, TooLargeError, add_fault_handlers
 from kvatlas.serve.gate import Gate
@@ -44,7 +43,6 @@ from kvatlas.serve.schema import (
     ScoreBody,
     read_body,
 )
-from kvatlas.serve.workers.worker import Worker
 from kvatlas.tokens.tokenization import Tokenization
 from kvatlas.types import BlockKey, PodId
 
@@ -57,13 +55,9 @@ def build_app(
     indexer: ServedIndex,
     tokenization: Tokenization,
     gate: Gate | None = None,
-    router: Router | None = None,
-    worker: Worker | None = None,
+    routing: RoutingRoutes | None = None,
 ) -> FastAPI:
-    """Return the API over an index. ``gate``: shared with gRPC where that is there; ``router``: whose decisions to show.
-
-    ``worker``: which of several processes this is.
-    """
+    """Return the API over an index. ``gate``: shared with gRPC where that is there; ``routing``: shows the router."""
     api = indexer.config.api
     prompts = Prompts(indexer.config, tokenization, indexer.metrics)
     routes = _Routes(indexer, prompts, gate or Gate(api.concurrency_max))
@@ -86,9 +80,8 @@ def build_app(
         ("GET", "/readyz", routes.ready),
         ("GET", "/metrics", routes.metrics),
     ]
-    if router is not None:
-        decisions = RoutingRoutes(router, worker)
-        endpoints += [("GET", "/v1/decisions", decisions.decisions), ("GET", "/v1/endpoints", decisions.endpoints)]
+    if routing is not None:
+        endpoints += [("GET", "/v1/decisions", routing.decisions), ("GET", "/v1/endpoints", routing.endpoints)]
     for method, path, endpoint in endpoints:
         app.add_api_route(
             path,

@@ -120,6 +120,7 @@ _ENDPOINT = {
     "pod": "10.0.0.7:8000",
     "dp_rank": 0,
     "labels": {"llm-d.ai/role": "decode"},
+    "health": "healthy",
     "load": _LOAD,
 }
 _DECISION = {
@@ -127,6 +128,7 @@ _DECISION = {
     "at_s": 1763800000.25,
     "model": "meta-llama/Llama-3.1-8B-Instruct",
     "prompt_tokens": 5000,
+    "prompt_tokens_estimated": False,
     "endpoint": "default/llama-0",
     "address": "10.0.0.7:8000",
     "why": "default/llama-0 holds 4096 of 5000 tokens, as much as anybody (events)",

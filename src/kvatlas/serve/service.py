@@ -92,7 +92,7 @@ async def _serve(
     routing = Routing(config, indexer, tokenization) if config.route.front_doors else None
     if worker is not None:
         show_worker(worker, indexer.metrics.registry)
-    app = build_app(indexer, tokenization, gate, None if routing is None else routing.router, worker)
+    app = build_app(indexer, tokenization, gate, None if routing is None else routing.routes(worker))
     http = _http_server(api, app)
     listener = _listen(api)
     cleanup.callback(listener.close)
@@ -121,7 +121,8 @@ async def _serve(
     finally:
         ready_task.cancel()
         gate.drain()
-        _log.info("stopping", in_progress=gate.in_progress, grace_s=api.shutdown_grace)
+        routed = {} if routing is None else {"routed_in_progress": routing.in_progress}
+        _log.info("stopping", in_progress=gate.in_progress, grace_s=api.shutdown_grace, **routed)
         if routing is not None:
             await _close_doors(stopping, routing)
         await _end(stopping, http, http_task, grpc_server, api.shutdown_grace)

@@ -53,6 +53,7 @@ def decided(*candidates: CandidateShown, **fields: Any) -> DecisionShown:
         at_s=1_700_000_000.0,
         model="llama",
         prompt_tokens=1581,
+        prompt_tokens_estimated=False,
         endpoint=NAMES[0],
         address="10.0.0.7:8000",
         why=f"{NAMES[0]} holds 1568 of 1581 tokens, as much as anybody (events)",
@@ -172,7 +173,13 @@ def test_the_list_shows_one_line_a_decision_and_says_where_there_is_none() -> No
     assert text.count(TWO.id) == 2
     assert "1568" in text
     assert "1552" in text
-    assert "No decision is kept yet" in printed(explain._listed((), 80), 80)
+    again = decided(
+        *TWO.profiles[0].candidates, prompt_tokens_estimated=True, outcome=OutcomeShown(sent_to_instead=("default/b-1",))
+    )
+    text = printed(explain._listed((again,), 200), 200)
+    assert "~1581" in text
+    assert "default/b-1" in text
+    assert "No such decision is kept" in printed(explain._listed((), 80), 80)
 
 
 @pytest.mark.parametrize(

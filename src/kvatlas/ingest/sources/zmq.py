@@ -148,7 +148,7 @@ class ZmqCentralSource(_Subscriber):
             try:
                 socket.bind(self._endpoint)
             except zmq.ZMQError as error:
-                remedy = "free the address or set zmq.endpoint to another"
+                remedy = "free the address, set zmq.endpoint to another, or zmq.bind=false to do without"
                 raise SourceError(self._endpoint, str(error), remedy) from error
             self.bound_endpoint = socket.get_string(zmq.LAST_ENDPOINT)
             async with asyncio.TaskGroup() as tasks:

@@ -149,11 +149,14 @@ class ExtProcServer:
         for name in READINESS:
             await self._health.set(name, _SERVING if ready else _NOT_SERVING)
 
-    async def stop(self) -> None:
-        """Say that it stops, wait until Envoy can know, let requests in progress finish within the grace, then cut them off."""
+    async def drain(self) -> None:
+        """Say that it stops, and go on for as long as Envoy may take to know."""
         await self.set_ready(False)
         await asyncio.sleep(self._settings.drain_delay)
-        await self._picker.stop(self._settings.shutdown_grace)
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Let requests in progress finish within the grace (extProc.shutdownGrace), then cut them off."""
+        await self._picker.stop(self._settings.shutdown_grace if grace_s is None else grace_s)
         await self._checks.stop(None)
 
     def _bind(self, field: str, server: grpc.aio.Server, port: int, credentials: grpc.ServerCredentials | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -37,6 +37,8 @@ class LoadShown(msgspec.Struct, frozen=True, omit_defaults=True):
     waiting: int | None = None
     running: int | None = None
     kv_usage: float | None = None
+    report_age_s: float | None = None
+    """How old what the engine said is; not of decisions."""
 
 
 class ScoreShown(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -77,6 +79,8 @@ class EndpointShown(msgspec.Struct, frozen=True):
     pod: str
     dp_rank: int
     labels: Mapping[str, str]
+    health: str
+    """healthy, failing (requests fail), trial (one may try again), unreachable (polls find nobody)."""
     load: LoadShown
 
 
@@ -105,6 +109,8 @@ class DecisionShown(msgspec.Struct, frozen=True):
     at_s: float
     model: str
     prompt_tokens: int
+    prompt_tokens_estimated: bool
+    """Its tokens were not all known: the figure is from the text's length."""
     endpoint: str
     address: str
     why: str
@@ -123,14 +129,16 @@ class DecisionsAnswer(msgspec.Struct, frozen=True):
     decisions: tuple[DecisionShown, ...]
 
 
-def endpoints_shown(router: Router) -> EndpointsAnswer:
-    """Return the pool with how busy everyone is."""
-    return EndpointsAnswer(
-        tuple(
-            EndpointShown(one.name, one.authority, one.pod, one.dp_rank, one.labels, _load(router.load(one.name)))
-            for one in sorted(router.endpoints, key=lambda one: one.name)
-        )
-    )
+def endpoints_shown(router: Router, health: Callable[[EndpointName], str], now_s: float) -> EndpointsAnswer:
+    """Return the pool with how well and how busy everyone is. ``now_s``: on the router's clock."""
+
+    def endpoint_shown(one: Endpoint) -> EndpointShown:
+        load = router.load(one.name)
+        age_s = None if load.report is None else round(now_s - load.report.at_s, 3)
+        told = msgspec.structs.replace(_load(load), report_age_s=age_s)
+        return EndpointShown(one.name, one.authority, one.pod, one.dp_rank, one.labels, health(one.name), told)
+
+    return EndpointsAnswer(tuple(map(endpoint_shown, sorted(router.endpoints, key=lambda one: one.name))))
 
 
 def shown(logged: Logged) -> DecisionShown:
@@ -147,6 +155,7 @@ def shown(logged: Logged) -> DecisionShown:
         at_s=decision.at_s,
         model=request.model,
         prompt_tokens=request.prompt_tokens,
+        prompt_tokens_estimated=logged.estimated,
         endpoint=decision.target.name,
         address=decision.target.authority,
         why=why(decision),

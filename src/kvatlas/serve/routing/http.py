@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import msgspec
 from fastapi import Request
 from fastapi.responses import Response
 
 from kvatlas.errors import RequestError
+from kvatlas.route.endpoint import EndpointName
 from kvatlas.route.router import Router
 from kvatlas.serve.faults import JSON
 from kvatlas.serve.queries import known_parameters
@@ -20,9 +24,10 @@ DECISIONS_MAX = 1_000
 class RoutingRoutes:
     """One method a route. Docstrings are shown in the API's documentation."""
 
-    def __init__(self, router: Router, worker: Worker | None = None) -> None:
-        """``worker``: which of several processes this is; each knows its own decisions."""
+    def __init__(self, router: Router, health: Callable[[EndpointName], str], worker: Worker | None = None) -> None:
+        """``health``: an endpoint's state; ``worker``: which of several processes this is: each knows its own decisions."""
         self._router = router
+        self._health = health
         self._worker = worker
         self._headers = {} if worker is None else {"x-kvatlas-worker": str(worker)}
 
@@ -48,7 +53,7 @@ class RoutingRoutes:
     async def endpoints(self, request: Request) -> Response:
         """Show everyone a request could be sent to, and how busy they are."""
         known_parameters(request.query_params, frozenset())
-        return self._json(endpoints_shown(self._router))
+        return self._json(endpoints_shown(self._router, self._health, time.monotonic()))
 
     def _json(self, answer: msgspec.Struct) -> Response:
         return Response(msgspec.json.encode(answer), headers=self._headers, media_type=JSON)

@@ -24,9 +24,11 @@ from kvatlas.serve.extproc.server import ExtProcServer
 from kvatlas.serve.proxy.server import ProxyServer
 from kvatlas.serve.routing.admission_metrics import AdmissionMetrics
 from kvatlas.serve.routing.dispatch import Dispatcher, RoutingBounds
+from kvatlas.serve.routing.http import RoutingRoutes
 from kvatlas.serve.routing.metrics import RoutingMetrics
 from kvatlas.serve.routing.producer_metrics import ProducersCollector
 from kvatlas.serve.routing.sharing import Sharing
+from kvatlas.serve.workers.worker import Worker
 from kvatlas.tokens.tokenization import Tokenization
 
 NAMES_SHOWN = 16
@@ -129,12 +131,14 @@ class Routing:
 
     async def stop(self, *, at_once: bool = False) -> None:
         """Close the front doors: requests in progress finish within their grace, those that wait for admission are refused."""
+        if self._picker is not None and not at_once:
+            await self._picker.drain()
         self._admission.close()
         doors = []
         if self._proxy is not None:
             doors.append(self._proxy.stop(0.0 if at_once else None))
         if self._picker is not None:
-            doors.append(self._picker.stop())
+            doors.append(self._picker.stop(0.0 if at_once else None))
         await asyncio.gather(*doors)
         if self._sharing is not None:
             await self._sharing.close()
@@ -143,6 +147,15 @@ class Routing:
             await asyncio.gather(self._informed, return_exceptions=True)
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)
+
+    @property
+    def in_progress(self) -> int:
+        """Routed requests on their way."""
+        return sum(self.router.load(endpoint.name).in_flight.requests for endpoint in self.router.endpoints)
+
+    def routes(self, worker: Worker | None) -> RoutingRoutes:
+        """Return what shows the router over HTTP. ``worker``: which of several processes this is."""
+        return RoutingRoutes(self.router, lambda name: self._fleet.health.state(name).value, worker)
 
     def _healthy(self, name: EndpointName) -> bool:
         return self._fleet.health.healthy(name)
