@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from msgspec.structs import replace
 
 from kvatlas.config import Config
+from kvatlas.config.layers import build
 from kvatlas.errors import ConfigError
 from kvatlas.serve.workers.worker import Worker
 
@@ -22,6 +25,26 @@ class Plan(msgspec.Struct, frozen=True):
     config: Config
     directory: str
     """Where workers' sockets are; the supervisor removes it, or who outlives that."""
+
+
+def write_plan(plan: Plan) -> bytes:
+    """Return a plan for :func:`read_plan`, secrets included: for a pipe to a process of one's own."""
+    settings = msgspec.to_builtins(plan.config, enc_hook=str.__str__)
+    return msgspec.msgpack.encode(_Written(plan.worker, settings, plan.directory))
+
+
+def read_plan(data: bytes) -> Plan:
+    """Return what :func:`write_plan` wrote."""
+    written = msgspec.msgpack.decode(data, type=_Written)
+    return Plan(written.worker, build(Config, written.config), written.directory)
+
+
+class _Written(msgspec.Struct, frozen=True):
+    """A plan with its settings as a file has them."""
+
+    worker: Worker
+    config: dict[str, Any]
+    directory: str
 
 
 def check(config: Config) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import shutil
 import signal
 import sys
@@ -19,7 +18,7 @@ import uvloop
 from kvatlas.errors import KvatlasError
 from kvatlas.observe.logs import configure_logs, get_logger
 from kvatlas.serve.service import Addresses, serve
-from kvatlas.serve.workers.plan import Plan
+from kvatlas.serve.workers.plan import Plan, read_plan
 
 FAILED = 2
 
@@ -38,7 +37,7 @@ def main() -> None:
     """Run the worker that standard input describes."""
     report = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    plan: Plan = pickle.load(sys.stdin.buffer)  # noqa: S301  from the process that started this one
+    plan = read_plan(sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(4), "big")))
 
     def tell(started: Started) -> None:
         os.write(report, msgspec.json.encode(started) + b"\n")

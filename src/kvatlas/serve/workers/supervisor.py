@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import pickle
 import signal
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from kvatlas.observe.logs import configure_logs, get_logger
 from kvatlas.serve import service
 from kvatlas.serve.proxy.server import bind
 from kvatlas.serve.stopping import Stopping, stopping_by
-from kvatlas.serve.workers.plan import SETTLED_S, check, plan_of, restart_in_s
+from kvatlas.serve.workers.plan import SETTLED_S, check, plan_of, restart_in_s, write_plan
 from kvatlas.serve.workers.process import Started
 from kvatlas.serve.workers.worker import Worker
 
@@ -127,7 +126,8 @@ class _Workers:
         )
         self._processes[worker.number] = process
         assert process.stdin is not None
-        process.stdin.write(pickle.dumps(plan_of(self._config, worker, self._port, self._directory)))
+        plan = write_plan(plan_of(self._config, worker, self._port, self._directory))
+        process.stdin.write(len(plan).to_bytes(4, "big") + plan)
         if self._stopping.asked.is_set():
             _signal(process, signal.SIGTERM)
         return process
