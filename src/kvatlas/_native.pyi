@@ -1,11 +1,11 @@
 """The native core (native/python), used through `kvatlas.index.native`. `make lint` compares this with the built module."""
 
 from collections.abc import Sequence
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
 
-__all__ = ["VERSION", "Core", "Scores", "block_keys", "decode"]
+__all__ = ["VERSION", "Core", "Mailbox", "Scores", "block_keys", "decode"]
 
 VERSION: str
 
@@ -86,6 +86,17 @@ class Scores:
 
     def rows(self) -> list[_Row]:
         """Return all that there is to tell, one row a stream."""
+
+@final
+class Mailbox:
+    """What threads of the core tell an event loop."""
+
+    def __new__(cls) -> Mailbox: ...
+    def fileno(self) -> int:
+        """Return the descriptor that can be read while letters wait."""
+
+    def take(self) -> list[tuple[int, Any]]:
+        """Take all letters: ticket and content, in the order in which they were put."""
 
 @final
 class Core:

@@ -3,6 +3,7 @@
 mod answers;
 mod core;
 mod inputs;
+mod mailbox;
 
 use pyo3::prelude::*;
 
@@ -12,6 +13,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("VERSION", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<core::Core>()?;
     module.add_class::<answers::Scores>()?;
+    module.add_class::<mailbox::Mailbox>()?;
     module.add_function(wrap_pyfunction!(core::block_keys, module)?)?;
     module.add_function(wrap_pyfunction!(core::decode, module)?)
 }
