@@ -5,7 +5,7 @@ from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
 
-__all__ = ["VERSION", "Core", "Mailbox", "Scores", "block_keys", "decode"]
+__all__ = ["VERSION", "Call", "Core", "Door", "Mailbox", "Scores", "block_keys", "decode"]
 
 VERSION: str
 
@@ -86,6 +86,91 @@ class Scores:
 
     def rows(self) -> list[_Row]:
         """Return all that there is to tell, one row a stream."""
+
+@final
+class Call:
+    """One client's request, as a door tells it. Dropped before its answer has ended, its connection is cut."""
+
+    @property
+    def number(self) -> int:
+        """Whose letters are its own."""
+
+    def read(self, bytes_max: int) -> None:
+        """Read the body: a letter ``body`` comes."""
+
+    def forward(
+        self,
+        authority: str,
+        target: str,
+        routing: list[tuple[str, str]],
+        body: bytes | None,
+        reply: list[tuple[str, str]],
+        hidden: list[str],
+        hold_busy: bool,
+    ) -> None:
+        """Send it to an engine: a letter ``answered`` or ``failed`` comes. ``body`` None: as it came.
+
+        ``routing``, ``reply``: headers to set on the request and on its answer; ``hidden``: headers of the answer to leave out.
+        ``hold_busy``: an answer of status 503 is held until :meth:`pass_on`, or until it is forwarded again.
+        """
+
+    def pass_on(self) -> None:
+        """Pass on the answer that is held: a letter ``passed`` comes."""
+
+    def respond(self, status: int, headers: list[tuple[str, str]], body: bytes, close: bool) -> None:
+        """Answer it; no further letter comes. ``close``: take nothing more from its connection."""
+
+    def cut(self) -> None:
+        """Close its connection at once."""
+
+@final
+class Door:
+    """A listener with its clients' connections, in threads that never take the interpreter.
+
+    Its letters are ``(number of the request, kind, ...)``; after the kind comes:
+
+    arrived      Call, (method, target, headers by name), body, what is wrong with it, length is ambiguous
+    body         body, what is wrong with it (too_large, too_slow, framing)
+    answered     status, headers by name, whether it is passed on; a letter first_token and a letter passed come then
+    first_token  seconds since it was sent
+    passed       end (whole, broken, client_gone), the end of the body, seconds since it was sent
+    failed       (how, problem)
+    gone         nothing: the client left before an answer began
+    fetched      status, body
+    """
+
+    def __new__(
+        cls,
+        host: str,
+        port: int,
+        share: bool,
+        threads: int,
+        connections_max: int,
+        engine_connections_max: int,
+        times: tuple[float, float, float, float, float, float],
+        dropped: tuple[list[str], list[str]],
+        mailbox: Mailbox,
+        ticket: int,
+    ) -> Door:
+        """Listen at an IP address. ``times``, in seconds: client, keep alive, connect, first byte, idle, engine keep alive.
+
+        ``dropped``: names of headers of requests and of answers that are not passed on. OSError where it cannot listen.
+        """
+
+    def address(self) -> tuple[str, int]:
+        """Return where it listens."""
+
+    def connections(self) -> int:
+        """Return how many clients' connections are open."""
+
+    def stop_accepting(self) -> None:
+        """Take no new connections; close the others as they become idle."""
+
+    def close(self) -> None:
+        """Cut what is left, and end its threads."""
+
+    def fetch(self, authority: str, target: str, headers: list[tuple[str, str]], bytes_max: int) -> int:
+        """GET something from an engine: a letter ``fetched`` or ``failed`` comes, of the number that is returned."""
 
 @final
 class Mailbox:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import msgspec
@@ -33,6 +33,9 @@ from kvatlas.serve.routing.metrics import RoutingMetrics
 from kvatlas.tokens.setup import make_tokenization
 from kvatlas.types import PodId
 from tests.models.http_engine import HttpEngine
+
+default_stack: Literal["auto", "native", "python"] = "auto"
+"""The HTTP stack of proxies whose test names none; see the fixture ``each_stack``."""
 
 COMPLETION = {"model": "tiny", "prompt": "one two three", "max_tokens": 4}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
@@ -168,7 +171,7 @@ async def proxy(
     metrics = RoutingMetrics(registry)
     dispatcher = Dispatcher(router, tokenization, admission or Open(), metrics, bounds or RoutingBounds(), traces)
     health = Health(limits, clock)
-    defaults = ProxySettings(port=0, shutdown_grace=Seconds(5))
+    defaults = ProxySettings(port=0, shutdown_grace=Seconds(5), stack=default_stack)
     server = ProxyServer(dispatcher, health, msgspec.structs.replace(defaults, **(settings or {})), registry)
     await server.start()
     try:

@@ -12,6 +12,8 @@ from tests.integration.proxying import CHAT, COMPLETION, endpoint_of, proxy
 from tests.models.engine_answers import word
 from tests.models.http_engine import engine
 
+pytestmark = pytest.mark.usefixtures("each_stack")
+
 TIMEOUT_S = 20
 
 

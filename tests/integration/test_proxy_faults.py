@@ -14,10 +14,12 @@ from kvatlas.config import Seconds
 from kvatlas.discovery.health import HealthLimits, HealthState
 from kvatlas.route.endpoint import EndpointName
 from kvatlas.route.outcome import End
-from kvatlas.serve.proxy.exchange import BROKEN_OFF
+from kvatlas.serve.proxy.python import BROKEN_OFF
 from kvatlas.serve.proxy.retries import BURST_MAX
 from tests.integration.proxying import CHAT, COMPLETION, Proxy, endpoint_of, proxy
 from tests.models.http_engine import Fault, HttpEngine, engine
+
+pytestmark = pytest.mark.usefixtures("each_stack")
 
 STREAM = {**COMPLETION, "stream": True, "max_tokens": 8}
 E0 = EndpointName("e0")

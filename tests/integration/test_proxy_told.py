@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -11,6 +12,8 @@ from kvatlas.serve.routing.dispatch import RoutingBounds
 from tests.integration.proxying import COMPLETION, proxy
 from tests.models.engine_faults import Fault
 from tests.models.http_engine import engine
+
+pytestmark = pytest.mark.usefixtures("each_stack")
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 FORMAT = "endpoint-load-metrics-format"

@@ -2,6 +2,7 @@
 
 mod answers;
 mod core;
+mod http;
 mod inputs;
 mod mailbox;
 
@@ -13,6 +14,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("VERSION", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<core::Core>()?;
     module.add_class::<answers::Scores>()?;
+    module.add_class::<http::Call>()?;
+    module.add_class::<http::Door>()?;
     module.add_class::<mailbox::Mailbox>()?;
     module.add_function(wrap_pyfunction!(core::block_keys, module)?)?;
     module.add_function(wrap_pyfunction!(core::decode, module)?)

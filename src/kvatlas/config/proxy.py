@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +18,14 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
     host: Annotated[str, Meta(description="Address on which it listens.", min_length=1)] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Its port; 0 takes a free one.")] = 8000
     reuse_port: Annotated[bool, Meta(description="Share the port with other processes (SO_REUSEPORT).")] = False
+    stack: Annotated[
+        Literal["auto", "native", "python"],
+        Meta(
+            description="What carries HTTP: native (Rust, no TLS) or python (aiohttp). "
+            "auto: native, unless it is not installed or TLS is asked for."
+        ),
+    ] = "auto"
+    threads: Annotated[Limit, Meta(description="Threads of the native stack.")] = 2
     token: Annotated[Secret | None, Meta(description="Bearer token that clients need, except for health checks.")] = None
     token_file: Annotated[str | None, Meta(description="File that holds the token.")] = None
     tls_cert_file: Annotated[str | None, Meta(description="PEM certificate chain; needs tlsKeyFile.")] = None

@@ -46,7 +46,7 @@ class WatchedAnswer:
             for target in decision.targets:
                 if target.authority == served:
                     self._trip.moved(target)
-        hidden = self._trip.answered(headers)
+        self._trip.answered(headers)
         if self._status < 300 and "content-encoding" not in headers:
             self._reader = AnswerReader(stream=headers.get("content-type", "").startswith("text/event-stream"))
         if told.end_of_stream:
@@ -54,7 +54,7 @@ class WatchedAnswer:
         reply = ProcessingResponse()
         mutation = reply.response_headers.response.header_mutation
         set_headers(mutation, {**self._trip.response_headers(), WENT_INTO_RESPONSE: "true"})
-        mutation.remove_headers.extend(name for name in hidden if name in headers)
+        mutation.remove_headers.extend(name for name in self._trip.hidden_headers() if name in headers)
         return reply
 
     def body(self, body: HttpBody, *, send_back: bool) -> ProcessingResponse:

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from functools import partial
+from types import MappingProxyType
 
 import msgspec
-from aiohttp import web
 
 from kvatlas.config.proxy import ProxySettings
 from kvatlas.discovery.health import Health
 from kvatlas.errors import RequestError, RouteError, StoppingError
 from kvatlas.observe.logs import get_logger
 from kvatlas.route.endpoint import Endpoint
+from kvatlas.serve.proxy.call import ClientCall, Reply, Sent, Stack
 from kvatlas.serve.proxy.errors import ProxyError, as_refusal
 from kvatlas.serve.proxy.exchange import Exchange, ExchangeLimits
-from kvatlas.serve.proxy.headers import EXPLAIN, Client, Pair, by_name, framing_problem, to_engine
+from kvatlas.serve.proxy.headers import EXPLAIN
 from kvatlas.serve.proxy.metrics import ProxyMetrics
 from kvatlas.serve.proxy.models import Models
 from kvatlas.serve.proxy.retries import RetryBudget
-from kvatlas.serve.proxy.upstream import Upstream
 from kvatlas.serve.routing.asked import DESTINATION, DP_RANK, REQUEST_ID, request_id
 from kvatlas.serve.routing.dispatch import Dispatcher, Trip
 from kvatlas.serve.routing.explain import first_matches
@@ -51,65 +50,63 @@ class ProxyHandler:
     """Answers requests. Runs in one event loop."""
 
     def __init__(
-        self, dispatcher: Dispatcher, health: Health, upstream: Upstream, settings: ProxySettings, metrics: ProxyMetrics
+        self, dispatcher: Dispatcher, health: Health, stack: Stack, settings: ProxySettings, metrics: ProxyMetrics
     ) -> None:
         self.draining = False
         """Whether the proxy stops: nothing new is taken."""
         self.in_progress = 0
         self._dispatcher = dispatcher
         self._health = health
-        self._upstream = upstream
         self._settings = settings
         self._metrics = metrics
         self._token = TokenCheck(settings.token)
         self._engine_authorization = None if settings.engine_token is None else f"Bearer {settings.engine_token}"
         self._budget = RetryBudget(settings.retry_share)
-        self._models = Models(upstream, lambda: dispatcher.router.endpoints, health.healthy, settings.models_ttl)
-        self._limits = ExchangeLimits(
-            retries_max=settings.retries_max, client_s=settings.client_timeout, request_s=settings.request_timeout
-        )
+        self._models = Models(stack, lambda: dispatcher.router.endpoints, health.healthy, settings.models_ttl)
+        self._limits = ExchangeLimits(retries_max=settings.retries_max, request_s=settings.request_timeout)
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer a request."""
-        headers = by_name(request.raw_headers)
+    async def handle(self, call: ClientCall) -> Reply | None:
+        """Answer a request; None where an engine's answer was passed on."""
+        headers = call.headers
         headers[REQUEST_ID] = _visible(request_id(headers))
         try:
-            response = await self._answer(request, headers)
+            answered = await self._answer(call)
         except (ProxyError, RequestError, RouteError) as error:
-            response = _refused(error, headers)
+            answered = _refused(error, headers)
         except asyncio.CancelledError:
             self._metrics.cut()
             raise
         except Exception:
-            _log.exception("a request failed inside", path=request.rel_url.raw_path[:200], request_id=headers[REQUEST_ID])
-            response = _refused(RuntimeError(), headers)
-        if self.draining:
-            response.force_close()
-        self._metrics.answered(response.status)
-        return response
+            _log.exception("a request failed inside", path=call.path[:200], request_id=headers[REQUEST_ID])
+            answered = _refused(RuntimeError(), headers)
+        if isinstance(answered, int):
+            self._metrics.answered(answered)
+            return None
+        self._metrics.answered(answered.status)
+        return msgspec.structs.replace(answered, close=True) if self.draining else answered
 
-    async def _answer(self, request: web.BaseRequest, headers: dict[str, str]) -> web.StreamResponse:
-        path = request.rel_url.raw_path
-        problem = framing_problem(request.raw_headers)
-        if problem is not None:
-            raise ProxyError(400, f"the request is framed in two ways: {problem}", "send one Content-Length", close=True)
+    async def _answer(self, call: ClientCall) -> Reply | int:
+        """Return the reply, or the status of an answer that was passed on."""
+        path = call.path
+        if call.problem is not None:
+            raise ProxyError(400, f"the request is framed in two ways: {call.problem}", "send one Content-Length", close=True)
         if path in OPEN:
             return self._health_answer(path)
-        if not self._token.allows(headers.get("authorization")):
+        if not self._token.allows(call.headers.get("authorization")):
             raise ProxyError(
                 401, "the bearer token is missing or wrong", "send the header Authorization: Bearer TOKEN", close=True
             )
         if path in ROUTED:
-            if request.method != "POST":
+            if call.method != "POST":
                 raise ProxyError(405, f"{path} takes POST", "send it with a JSON body")
-            return await self._routed(request, path, headers)
+            return await self._routed(call)
         if path == "/v1/models" or path.startswith("/v1/models/"):
-            if request.method != "GET":
+            if call.method != "GET":
                 raise ProxyError(405, f"{path} takes GET", "send it without a body", close=True)
-            return await self._model_list(path, headers)
+            return await self._model_list(path, call.headers)
         raise ProxyError(404, f"there is no {path[:200]}", "see /v1/models and /v1/chat/completions", close=True)
 
-    async def _routed(self, request: web.BaseRequest, path: str, headers: dict[str, str]) -> web.StreamResponse:
+    async def _routed(self, call: ClientCall) -> int:
         if self.draining:
             raise StoppingError()
         if self.in_progress >= self._settings.concurrency_max:
@@ -117,95 +114,58 @@ class ProxyHandler:
             raise ProxyError(503, problem, "send it again later", reason="rejected-saturated", close=True)
         self.in_progress += 1
         try:
-            body = await self._body(request, headers)
-            trip = await self._dispatcher.dispatch(path, headers, body)
-            headers_to = partial(self._engine_headers, request, trip)
-            query = request.rel_url.raw_query_string
-            target = f"{path}?{query}" if query else path
-            exchange = Exchange(trip, self._upstream, self._health, self._budget, self._limits, target, headers_to)
-            return await exchange.run(request, lambda: explained(trip, exchange.endpoint) if EXPLAIN in headers else {})
+            _check_kind(call.headers)
+            body = await call.body(self._settings.body_bytes_max)
+            trip = await self._dispatcher.dispatch(call.path, call.headers, body)
+            exchange = Exchange(trip, self._health, self._budget, self._limits, lambda to: self._sent(call, trip, to))
+            return await exchange.run(call)
         finally:
             self.in_progress -= 1
 
-    async def _body(self, request: web.BaseRequest, headers: Mapping[str, str]) -> bytes:
-        """Read a request's body. Raises ProxyError for one that is no JSON by its headers, too long or too slow."""
-        _check_kind(headers)
-        limit = self._settings.body_bytes_max
-        too_large = ProxyError(
-            413,
-            f"the body is larger than proxy.bodyBytesMax ({limit} bytes)",
-            "send less in one request",
-            param="body",
-            close=True,
-        )
-        if int(headers.get("content-length", "0")) > limit:
-            raise too_large
-        if headers.get("expect", "").lower() == "100-continue":
-            assert request.transport is not None
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if request.content.is_eof() and request.content.exception() is None:  # all of it is here
-            body = request.content.read_nowait()
-            if len(body) > limit:
-                raise too_large
-            return body
-        pieces: list[bytes] = []
-        received = 0
-        try:
-            async with asyncio.timeout(self._settings.client_timeout):
-                while piece := await request.content.readany():
-                    received += len(piece)
-                    if received > limit:
-                        raise too_large
-                    pieces.append(piece)
-        except TimeoutError:
-            limit_s = f"within proxy.clientTimeout ({self._settings.client_timeout:g} s)"
-            raise ProxyError(408, f"the body did not arrive {limit_s}", "send it faster", param="body", close=True) from None
-        except web.RequestPayloadError:
-            raise ProxyError(
-                400, "the body is framed wrongly", "send it as its headers say", param="body", close=True
-            ) from None
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _engine_headers(self, request: web.BaseRequest, trip: Trip, endpoint: Endpoint) -> list[Pair]:
+    def _sent(self, call: ClientCall, trip: Trip, endpoint: Endpoint) -> Sent:
+        """Return a request as an endpoint is to get it."""
         routing = trip.request_headers()
         del routing[DESTINATION]  # it is for gateways, which choose the endpoint by it
         routing.pop(DP_RANK, None)
         if endpoint.names_rank:
             routing[DP_RANK] = str(endpoint.dp_rank)
-        return to_engine(
-            request.raw_headers,
-            host=endpoint.authority,
-            body_bytes=len(trip.asked.body),
-            client=Client(request.remote or "unknown", request.scheme),
+        if self._engine_authorization is not None:
+            routing["authorization"] = self._engine_authorization
+        reply = {REQUEST_ID: trip.asked.request.id, **trip.response_headers()}
+        if EXPLAIN in call.headers:
+            reply.update(explained(trip, endpoint))
+        return Sent(
+            endpoint=endpoint,
+            target=f"{call.path}?{call.query}" if call.query else call.path,
+            body=trip.asked.body,
             routing=routing,
-            authorization=self._engine_authorization,
-            keep_authorization=not self._token.needed,
+            reply=reply,
+            hidden=trip.hidden_headers(),
         )
 
-    async def _model_list(self, path: str, headers: Mapping[str, str]) -> web.Response:
+    async def _model_list(self, path: str, headers: Mapping[str, str]) -> Reply:
         authorization = self._engine_authorization
         if authorization is None and not self._token.needed:
             authorization = headers.get("authorization")
         own = authorization == self._engine_authorization
-        sent: list[Pair] = [] if authorization is None else [(b"authorization", authorization.encode("latin-1"))]
-        models = await self._models.get(sent, keep=own)
+        models = await self._models.get({} if authorization is None else {"authorization": authorization}, keep=own)
         if path == "/v1/models":
-            return web.Response(body=msgspec.json.encode(models), content_type=JSON, headers={REQUEST_ID: headers[REQUEST_ID]})
+            return _json(msgspec.json.encode(models), {REQUEST_ID: headers[REQUEST_ID]})
         name = path.removeprefix("/v1/models/")
         for model in models.data:
             if model.get("id") == name:
-                return web.Response(body=msgspec.json.encode(model), content_type=JSON)
+                return _json(msgspec.json.encode(model))
         raise ProxyError(404, f"no engine serves the model {name[:200]}", "see GET /v1/models", param="model")
 
-    def _health_answer(self, path: str) -> web.Response:
+    def _health_answer(self, path: str) -> Reply:
         """/healthz: whether the process serves. /readyz and /health: whether requests can go anywhere."""
         if path == "/healthz":
-            return web.Response(body=b'{"status":"ok"}', content_type=JSON)
+            return _json(b'{"status":"ok"}')
         if self.draining:
             raise StoppingError()
         if not any(self._health.healthy(endpoint.name) for endpoint in self._dispatcher.router.endpoints):
             raise ProxyError(503, "no engine is in rotation", "see GET /v1/endpoints", reason="rejected-no-endpoints")
-        return web.Response(body=b'{"status":"ready"}', content_type=JSON)
+        return _json(b'{"status":"ready"}')
 
 
 def explained(trip: Trip, endpoint: Endpoint) -> dict[str, str]:
@@ -229,15 +189,17 @@ def _check_kind(headers: Mapping[str, str]) -> None:
         raise ProxyError(415, f"a body encoded as {coding[:80]} is not routed", "send it without Content-Encoding", close=True)
 
 
-def _refused(error: Exception, headers: Mapping[str, str]) -> web.Response:
+def _refused(error: Exception, headers: Mapping[str, str]) -> Reply:
     refusal = as_refusal(error)
-    response = web.Response(status=refusal.status, body=refusal.body, headers=refusal.headers)
-    response.headers[REQUEST_ID] = headers[REQUEST_ID]
-    if getattr(error, "close", False):
-        response.force_close()  # what is left of its body is not read
+    told = {**dict(refusal.headers), REQUEST_ID: headers[REQUEST_ID]}
     if refusal.status == 401:
-        response.headers["WWW-Authenticate"] = 'Bearer realm="kvatlas"'
-    return response
+        told["www-authenticate"] = 'Bearer realm="kvatlas"'
+    # what is left of a body is not read
+    return Reply(status=refusal.status, body=refusal.body, headers=told, close=getattr(error, "close", False))
+
+
+def _json(body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
+    return Reply(status=200, body=body, headers={"content-type": JSON, **headers})
 
 
 def _visible(text: str) -> str:

@@ -21,7 +21,7 @@ HOP_BY_HOP = frozenset(
     }
 )
 
-_OWN_REQUEST = (
+_OWN_OF_REQUESTS = (
     HOP_BY_HOP
     | {name.encode() for name in CONSUMED}
     | {REQUEST_ID.encode(), EXPLAIN.encode()}
@@ -29,7 +29,12 @@ _OWN_REQUEST = (
     | {b"host", b"content-length", b"expect", b"accept-encoding", b"x-forwarded-for", b"x-forwarded-proto"}
 )
 _ROUTING = CONSUMED | {REQUEST_ID}
-_OWN_RESPONSE = HOP_BY_HOP | {REQUEST_ID.encode()}
+_OWN_OF_ANSWERS = HOP_BY_HOP | {REQUEST_ID.encode()}
+
+DROPPED_OF_REQUESTS = tuple(sorted(name.decode() for name in _OWN_OF_REQUESTS))
+"""Names of a client's headers that no engine gets as they came."""
+DROPPED_OF_ANSWERS = tuple(sorted(name.decode() for name in _OWN_OF_ANSWERS))
+"""Names of an engine's headers that no client gets as they came."""
 
 
 def by_name(headers: Iterable[Pair]) -> dict[str, str]:
@@ -73,20 +78,18 @@ def to_engine(
     body_bytes: int | None,
     client: Client,
     routing: Mapping[str, str],
-    authorization: str | None = None,
     keep_authorization: bool = True,
 ) -> list[Pair]:
     """Return a request's headers as an engine gets them.
 
-    ``routing``: what the router sets, in place of the client's. ``authorization``: the proxy's own for engines; without it the
-    client's goes on, if ``keep_authorization``.
+    ``routing``: what the router sets, in place of the client's. The client's authorization goes on if ``keep_authorization``.
     """
     named = _named_by_connection(headers)
-    dropped = _OWN_REQUEST | named if named else _OWN_REQUEST
+    dropped = _OWN_OF_REQUESTS | named if named else _OWN_OF_REQUESTS
     overridden = routing.keys() - _ROUTING
     if overridden:
         dropped = dropped | {name.encode("latin-1") for name in overridden}
-    if authorization is not None or not keep_authorization:
+    if not keep_authorization:
         dropped = dropped | {b"authorization"}
     forwarded = [value for name, value in headers if name.lower() == b"x-forwarded-for"]
     sent: list[Pair] = [(b"host", host.encode("latin-1"))]
@@ -94,8 +97,6 @@ def to_engine(
     sent.append((b"x-forwarded-for", b", ".join([*forwarded, client.address.encode("latin-1")])))
     sent.append((b"x-forwarded-proto", client.scheme.encode("latin-1")))
     sent += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in routing.items()]
-    if authorization is not None:
-        sent.append((b"authorization", authorization.encode("latin-1")))
     if body_bytes is not None:
         sent.append((b"content-length", b"%d" % body_bytes))
     return sent
@@ -103,7 +104,7 @@ def to_engine(
 
 def to_client(headers: Sequence[Pair]) -> list[tuple[str, str]]:
     """Return an answer's headers as its client gets them. Content-Length stays: bodies are passed as they are."""
-    dropped = _OWN_RESPONSE | _named_by_connection(headers)
+    dropped = _OWN_OF_ANSWERS | _named_by_connection(headers)
     return [
         (name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in headers if name.lower() not in dropped
     ]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from kvatlas.route.endpoint import Endpoint, EndpointName
+from kvatlas.serve.proxy.call import Stack
 from kvatlas.serve.proxy.errors import ProxyError, UpstreamError
-from kvatlas.serve.proxy.headers import Pair
-from kvatlas.serve.proxy.upstream import Upstream
 
 ENGINES_AT_ONCE_MAX = 16
 ANSWER_BYTES_MAX = 4 << 20
@@ -32,13 +31,13 @@ class Models:
 
     def __init__(
         self,
-        upstream: Upstream,
+        stack: Stack,
         endpoints: Callable[[], Sequence[Endpoint]],
         healthy: Callable[[EndpointName], bool],
         ttl_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._upstream = upstream
+        self._stack = stack
         self._endpoints = endpoints
         self._healthy = healthy
         self._ttl_s = ttl_s
@@ -46,7 +45,7 @@ class Models:
         self._asking = asyncio.Lock()
         self._kept: tuple[float, ModelList] | None = None
 
-    async def get(self, headers: Sequence[Pair], *, keep: bool) -> ModelList:
+    async def get(self, headers: Mapping[str, str], *, keep: bool) -> ModelList:
         """Return the models. ``headers``: for engines; ``keep`` False: they may be told only to who sends such headers.
 
         Raises ProxyError where no engine answers.
@@ -58,7 +57,7 @@ class Models:
                 self._kept = (self._clock(), await self._ask(headers))
             return self._kept[1]
 
-    async def _ask(self, headers: Sequence[Pair]) -> ModelList:
+    async def _ask(self, headers: Mapping[str, str]) -> ModelList:
         by_url = {endpoint.url: endpoint for endpoint in self._endpoints() if self._healthy(endpoint.name)}
         turns = asyncio.Semaphore(ENGINES_AT_ONCE_MAX)
         answers = await asyncio.gather(*(self._ask_one(endpoint, headers, turns) for endpoint in by_url.values()))
@@ -72,19 +71,11 @@ class Models:
                 merged.setdefault(str(model.get("id")), model)
         return ModelList(tuple(merged.values()))
 
-    async def _ask_one(self, endpoint: Endpoint, headers: Sequence[Pair], turns: asyncio.Semaphore) -> ModelList | None:
+    async def _ask_one(self, endpoint: Endpoint, headers: Mapping[str, str], turns: asyncio.Semaphore) -> ModelList | None:
         async with turns:
             try:
                 async with asyncio.timeout(ANSWER_S_MAX):
-                    answer = await self._upstream.send(endpoint, "GET", PATH, headers)
-                    try:
-                        body = bytearray()
-                        while piece := await answer.read(ANSWER_S_MAX):
-                            body += piece
-                            if len(body) > ANSWER_BYTES_MAX:
-                                return None
-                        return msgspec.json.decode(body, type=ModelList) if answer.status == 200 else None
-                    finally:
-                        self._upstream.release(endpoint, answer)
+                    status, body = await self._stack.fetch(endpoint, PATH, headers, ANSWER_BYTES_MAX)
+                return msgspec.json.decode(body, type=ModelList) if status == 200 else None
             except (TimeoutError, UpstreamError, msgspec.MsgspecError):
                 return None

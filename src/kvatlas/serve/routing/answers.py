@@ -55,7 +55,7 @@ class AnswerReader:
     @property
     def said_done(self) -> bool:
         """Whether a stream has told its end (``[DONE]``): clients may leave then, before the answer's last bytes."""
-        return self._stream and b"data: [DONE]" in self._tail[-TAIL_BYTES_MAX:]
+        return self._stream and said_done_in(self._tail)
 
     @property
     def kept_bytes(self) -> int:
@@ -63,16 +63,26 @@ class AnswerReader:
 
     def usage(self) -> Usage:
         """Return what the end of the answer says."""
-        usage = _last_usage(self._tail)
-        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-        return Usage(
-            prompt_tokens=_count(usage.get("prompt_tokens", usage.get("input_tokens"))),
-            cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, dict) else None,
-            output_tokens=_count(usage.get("completion_tokens", usage.get("output_tokens"))),
-        )
+        return usage_in(self._tail)
 
 
-def _last_usage(tail: bytearray) -> dict[str, Any]:
+def said_done_in(tail: bytes | bytearray) -> bool:
+    """Whether the end of a stream tells that it is one."""
+    return b"data: [DONE]" in tail[-TAIL_BYTES_MAX:]
+
+
+def usage_in(tail: bytes | bytearray) -> Usage:
+    """Return what the end of an answer says that the engine counted."""
+    usage = _last_usage(tail)
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    return Usage(
+        prompt_tokens=_count(usage.get("prompt_tokens", usage.get("input_tokens"))),
+        cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, dict) else None,
+        output_tokens=_count(usage.get("completion_tokens", usage.get("output_tokens"))),
+    )
+
+
+def _last_usage(tail: bytes | bytearray) -> dict[str, Any]:
     usage: dict[str, Any] = {}
     for found in _USAGE.finditer(tail):
         text = tail[found.end() - 1 : found.end() + USAGE_BYTES_MAX].decode(errors="replace")

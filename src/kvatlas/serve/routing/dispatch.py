@@ -191,11 +191,14 @@ class Trip:
         self._endpoint = endpoint
         self._span.moved(endpoint.name)
 
-    def answered(self, headers: Mapping[str, str]) -> Collection[str]:
-        """The answer's headers came (by lower-case name). Return which of them are not for the client."""
+    def hidden_headers(self) -> Collection[str]:
+        """Return the headers of the answer that are not for the client."""
+        return self._dispatcher.load_headers.hidden(self.asked.request.headers)
+
+    def answered(self, headers: Mapping[str, str]) -> None:
+        """The answer's headers came (by lower-case name)."""
         if self._dispatcher.load_headers.learn(self._endpoint, headers):
             self._dispatcher.admission.changed()
-        return self._dispatcher.load_headers.hidden(self.asked.request.headers)
 
     def first_token(self, ttft_s: float) -> None:
         """The first token came, so many seconds after the request was sent."""

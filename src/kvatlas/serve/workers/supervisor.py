@@ -19,7 +19,7 @@ from kvatlas.config.proxy import ProxySettings
 from kvatlas.errors import WorkerError
 from kvatlas.observe.logs import configure_logs, get_logger
 from kvatlas.serve import service
-from kvatlas.serve.proxy.server import bind
+from kvatlas.serve.proxy.address import bind
 from kvatlas.serve.stopping import Stopping, stopping_by
 from kvatlas.serve.workers.plan import SETTLED_S, check, plan_of, restart_in_s, write_plan
 from kvatlas.serve.workers.process import Started

@@ -1,0 +1,18 @@
+"""Fixtures of tests that run real servers."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvatlas.index.choice import why_no_native
+from tests.integration import proxying
+
+
+@pytest.fixture(params=["native", "python"])
+def each_stack(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test with each HTTP stack of the proxy; return its name."""
+    stack: str = request.param
+    if stack == "native" and why_no_native() is not None:
+        pytest.skip("the native core is not installed")
+    monkeypatch.setattr(proxying, "default_stack", stack)
+    return stack
