@@ -139,9 +139,8 @@ async def test_a_request_that_two_servers_could_read_differently_is_refused(line
     smuggled = BODY + b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
     async with engine() as one, proxy(one) as px:
         answers = await px.raw(request(*lines, body=smuggled))
-        assert answers.startswith(b"HTTP/1.1 400")
-        assert answers.count(b"HTTP/1.1 400") == 1
-        assert b"HTTP/1.1 404" not in answers
+        assert answers[:4] + answers[8:12] == b"HTTP 400"
+        assert answers.count(b"\r\n\r\n") == 1
         assert not one.requests
 
 
