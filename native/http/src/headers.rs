@@ -73,3 +73,46 @@ fn kept(all: &HeaderMap, dropped: &[HeaderName]) -> HeaderMap {
     }
     headers
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    fn dropped() -> Dropped {
+        let names = |names: &[&'static str]| names.iter().copied().map(HeaderName::from_static).collect();
+        Dropped { requests: names(&["connection", "x-own", "x-forwarded-for"]), answers: names(&["connection", "x-own"]) }
+    }
+
+    #[test]
+    fn what_connection_names_and_what_is_dropped_does_not_pass() {
+        let client = map(&[("connection", "x-secret , Keep-Alive"), ("x-secret", "1"), ("x-own", "1"), ("x-kept", "1")]);
+        let sent = to_engine(&client, &dropped(), HeaderValue::from_static("e:1"), [10, 0, 0, 5].into(), &Vec::new());
+        let told = to_client(&client, &dropped(), &[HeaderName::from_static("x-kept")], &Vec::new());
+        assert!(!sent.contains_key("x-secret") && !sent.contains_key("x-own") && !sent.contains_key("connection"));
+        assert_eq!(
+            (&sent["x-kept"], &sent["host"], &sent["x-forwarded-for"]),
+            (&"1".parse().unwrap(), &"e:1".parse().unwrap(), &"10.0.0.5".parse().unwrap())
+        );
+        assert!(told.is_empty());
+    }
+
+    #[test]
+    fn what_frames_a_body_is_not_the_senders_to_hide() {
+        let engine = map(&[("connection", "content-length"), ("content-length", "5")]);
+        assert_eq!(to_client(&engine, &dropped(), &[], &Vec::new())["content-length"], "5");
+    }
+
+    #[test]
+    fn the_clients_address_is_added_to_those_before_and_ours_replace_the_clients() {
+        let mut client = map(&[("x-forwarded-for", "1.1.1.1"), ("x-request-id", "theirs")]);
+        client.append("x-forwarded-for", HeaderValue::from_static("2.2.2.2"));
+        let routing = vec![(HeaderName::from_static("x-request-id"), HeaderValue::from_static("ours"))];
+        let sent = to_engine(&client, &dropped(), HeaderValue::from_static("e:1"), [10, 0, 0, 5].into(), &routing);
+        assert_eq!(sent["x-forwarded-for"], "1.1.1.1, 2.2.2.2, 10.0.0.5");
+        assert_eq!(sent.get_all("x-request-id").iter().collect::<Vec<_>>(), ["ours"]);
+    }
+}

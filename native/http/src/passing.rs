@@ -215,3 +215,38 @@ impl Drop for Passing {
         self.tell(End::ClientGone);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tap(events: bool) -> Tap {
+        Tap { events, started: false, tail: Vec::new() }
+    }
+
+    #[test]
+    fn a_streams_first_token_comes_with_its_first_data_however_it_is_cut() {
+        let mut stream = tap(true);
+        assert!(!stream.feed(b": comment\n\nda"));
+        assert!(stream.feed(b"ta: {}"));
+        assert!(!stream.feed(b"data: {}"));
+    }
+
+    #[test]
+    fn another_answers_first_token_comes_with_its_first_byte() {
+        let mut whole = tap(false);
+        assert!(!whole.feed(b""));
+        assert!(whole.feed(b"{"));
+        assert!(!whole.feed(b"}"));
+    }
+
+    #[test]
+    fn of_a_long_answer_the_end_is_kept() {
+        let mut long = tap(false);
+        for piece in 0..100u8 {
+            long.feed(&[piece; 1000]);
+            assert!(long.tail.len() <= 2 * TAIL_BYTES_MAX);
+        }
+        assert!(long.tail.len() >= TAIL_BYTES_MAX && long.tail.ends_with(&[99; 1000]));
+    }
+}

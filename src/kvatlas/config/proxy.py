@@ -25,7 +25,7 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
             "auto: native, unless it is not installed or TLS is asked for."
         ),
     ] = "auto"
-    threads: Annotated[Limit, Meta(description="Threads of the native stack.")] = 2
+    threads: Annotated[Limit, Meta(description="Threads of the native stack: one carries some thousand requests a second.")] = 1
     token: Annotated[Secret | None, Meta(description="Bearer token that clients need, except for health checks.")] = None
     token_file: Annotated[str | None, Meta(description="File that holds the token.")] = None
     tls_cert_file: Annotated[str | None, Meta(description="PEM certificate chain; needs tlsKeyFile.")] = None

@@ -8,20 +8,25 @@ from kvatlas.config.proxy import ProxySettings
 from kvatlas.discovery.health import Health
 from kvatlas.errors import ConfigError
 from kvatlas.index.choice import REMEDY, why_no_native
+from kvatlas.observe.logs import get_logger
 from kvatlas.serve.proxy.call import Stack
 from kvatlas.serve.proxy.handler import ProxyHandler
 from kvatlas.serve.proxy.metrics import ProxyMetrics
 from kvatlas.serve.proxy.python import PythonStack
 from kvatlas.serve.routing.dispatch import Dispatcher
 
+_log = get_logger(__name__)
+
 
 class ProxyServer:
     """Serves between :meth:`start` and :meth:`stop`, in one event loop."""
 
-    def __init__(self, dispatcher: Dispatcher, health: Health, settings: ProxySettings, registry: CollectorRegistry) -> None:
-        """Raises ConfigError where a file of settings can't be used, or the stack that they ask for."""
+    def __init__(
+        self, dispatcher: Dispatcher, health: Health, settings: ProxySettings, registry: CollectorRegistry, *, tls: bool = False
+    ) -> None:
+        """``tls``: some engine is known to want it. Raises ConfigError for files or a stack that can't be used."""
         self._settings = settings
-        self._stack = choose_stack(settings)
+        self._stack = choose_stack(settings, tls=tls)
         metrics = ProxyMetrics(registry)
         self._handler = ProxyHandler(dispatcher, health, self._stack, settings, metrics)
         metrics.observe(lambda: self._handler.in_progress)
@@ -39,6 +44,7 @@ class ProxyServer:
     async def start(self) -> None:
         """Listen. Raises ConfigError where the address cannot be had."""
         await self._stack.start(self._handler.handle)
+        _log.info("proxy", url=self.url, stack="python" if isinstance(self._stack, PythonStack) else "native")
 
     def drain(self) -> None:
         """Say in readiness that it stops, and refuse new requests; those in progress go on."""
@@ -50,9 +56,9 @@ class ProxyServer:
         await self._stack.stop(self._settings.shutdown_grace if grace_s is None else grace_s)
 
 
-def choose_stack(settings: ProxySettings) -> Stack:
+def choose_stack(settings: ProxySettings, *, tls: bool = False) -> Stack:
     """Return the HTTP stack that settings ask for: ``auto`` is the native one, unless it is missing or TLS is asked for."""
-    tls = settings.tls_cert_file is not None or settings.engine_ca_file is not None
+    tls = tls or settings.tls_cert_file is not None or settings.engine_ca_file is not None
     missing = why_no_native()
     if settings.stack == "native":
         if missing is not None:

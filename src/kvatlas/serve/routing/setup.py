@@ -98,7 +98,9 @@ class Routing:
         self._traces = traces_from(os.environ)
         dispatcher = Dispatcher(self.router, tokenization, self._admission, self._metrics, bounds, self._traces)
         doors = settings.front_doors
-        self._proxy = ProxyServer(dispatcher, self._fleet.health, config.proxy, registry) if "proxy" in doors else None
+        tls = any(url.startswith("https:") for url in settings.endpoints)
+        proxy = "proxy" in doors
+        self._proxy = ProxyServer(dispatcher, self._fleet.health, config.proxy, registry, tls=tls) if proxy else None
         self._picker = ExtProcServer(config.ext_proc, dispatcher, registry) if "ext-proc" in doors else None
         self._informed: asyncio.Task[None] | None = None
 

@@ -109,7 +109,8 @@ def test_headers_of_equal_names_are_joined() -> None:
     [(None, True, [b"client"]), (None, False, []), ("proxy", True, [b"proxy"]), ("proxy", False, [b"proxy"])],
 )
 def test_authorization_is_the_client_s_or_the_proxy_s_own(own: str | None, keep: bool, expected: list[bytes]) -> None:
-    through = sent([(b"Authorization", b"client")], authorization=own, keep_authorization=keep)
+    routing = {} if own is None else {"authorization": own}
+    through = sent([(b"Authorization", b"client")], routing=routing, keep_authorization=keep)
     assert [value for name, value in through if name.lower() == b"authorization"] == expected
 
 
