@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from typing import Literal
 
 import aiohttp
@@ -245,6 +246,24 @@ async def test_a_client_that_leaves_before_the_answer_ends_the_engine_s_work() -
         assert px.server.in_progress == 0
         assert px.router.load(E0).in_flight.requests == 0
         assert px.health.state(E0) is HealthState.HEALTHY
+
+
+async def test_clients_that_leave_at_any_moment_leave_nothing_behind() -> None:
+    body = json.dumps(STREAM).encode()
+    sent = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    async with engine() as one, proxy(one, settings={"shutdown_grace": Seconds(60)}) as px:
+        for length in range(len(sent) - len(body), len(sent) + 1):
+            _, writer = await asyncio.open_connection(*px.address)
+            writer.write(sent[:length])
+            await writer.drain()
+            writer.transport.abort()
+        for _ in range(50):  # here and gone before the event loop hears of either
+            with socket.create_connection(px.address) as client:
+                client.sendall(sent)
+        assert await ask(px) == 200
+        await asyncio.wait_for(px.server.stop(), 20)  # nobody is waited for
+        assert px.server.in_progress == 0
+        assert px.router.load(E0).in_flight.requests == 0
 
 
 async def test_a_client_that_leaves_midway_ends_the_engine_s_work() -> None:

@@ -85,6 +85,7 @@ class NativeStack:
         if self._door is None or self._mail is None:
             return
         self._door.stop_accepting()
+        self._mail.read()  # what has arrived counts
         await self._idle(grace_s)
         for call in list(self._calls.values()):
             call.cut()
@@ -127,18 +128,19 @@ class NativeStack:
         ambiguous: bool,
     ) -> None:
         call = self._calls[number] = NativeCall(native, asked, body, fault, ambiguous)
-        call.task = asyncio.get_running_loop().create_task(self._answer(number, call))
+        call.task = asyncio.get_running_loop().create_task(self._answer(call))
+        call.task.add_done_callback(lambda _: self._end(number))  # also of a task that was cancelled before its first step
 
-    async def _answer(self, number: int, call: NativeCall) -> None:
+    async def _answer(self, call: NativeCall) -> None:
         assert self._handle is not None
-        try:
-            reply = await self._handle(call)
-            if reply is not None:
-                call.native.respond(reply.status, list(reply.headers.items()), reply.body, reply.close)
-        finally:
-            del self._calls[number]
-            if not self._calls:
-                self._all_idle.set()
+        reply = await self._handle(call)
+        if reply is not None:
+            call.native.respond(reply.status, list(reply.headers.items()), reply.body, reply.close)
+
+    def _end(self, number: int) -> None:
+        del self._calls[number]
+        if not self._calls:
+            self._all_idle.set()
 
     async def _idle(self, limit_s: float) -> None:
         """Return when no request is in progress, or the time is over."""
