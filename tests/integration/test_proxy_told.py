@@ -33,6 +33,7 @@ async def test_engines_are_asked_for_their_load_and_the_answer_is_kept_from_the_
             assert answer.status == 200
             assert LOAD not in answer.headers
         assert one.requests[-1].headers[FORMAT] == "JSON"
+        await px.until_finished(1)
         (endpoint,) = px.router.endpoints
         report = px.router.load(endpoint.name).report
         assert report is not None
@@ -44,6 +45,7 @@ async def test_a_client_that_asks_for_load_gets_it_and_the_router_learns_it_too(
         async with px.client.post("/v1/completions", json=COMPLETION, headers={FORMAT: "json"}) as answer:
             assert answer.headers[LOAD].startswith("JSON ")
         assert [value for name, value in one.requests[-1].raw_headers if name.lower() == FORMAT.encode()] == [b"json"]
+        await px.until_finished(1)
         (endpoint,) = px.router.endpoints
         assert px.router.load(endpoint.name).report is not None
 
@@ -53,6 +55,7 @@ async def test_engines_are_not_asked_by_default() -> None:
         async with px.client.post("/v1/completions", json=COMPLETION) as answer:
             assert answer.status == 200
         assert FORMAT not in one.requests[-1].headers
+        await px.until_finished(1)
         assert px.router.load(px.router.endpoints[0].name).report is None
 
 
@@ -61,6 +64,7 @@ async def test_after_a_retry_the_load_is_that_of_who_answered() -> None:
         one.fault = Fault("status", status=503)
         async with px.client.post("/v1/completions", json=COMPLETION) as answer:
             assert answer.status == 200
+        await px.until_finished(1)
         first, second = px.router.endpoints
         assert px.router.load(first.name).report is None
         assert px.router.load(second.name).report is not None
