@@ -31,6 +31,7 @@ from kvatlas.doctor import (
 from kvatlas.errors import ConfigError, RequestError
 from kvatlas.ingest.decode import load_decoder
 from kvatlas.keys.engine_hashes import UNSET_SEED, HashScheme
+from kvatlas.netloc import netloc
 
 FOUND_FAULTS = 1
 """Exit status where a check failed."""
@@ -106,8 +107,7 @@ def _service(settings: Config, url: str | None, token: str | None) -> list[Check
     api = settings.api
     scheme = "http" if api.tls_cert_file is None else "https"
     host = "127.0.0.1" if api.host in ("0.0.0.0", "::", "*") else api.host  # noqa: S104  # asked, not listened on
-    own_url = f"{scheme}://[{host}]:{api.port}" if ":" in host else f"{scheme}://{host}:{api.port}"
-    client = ServiceClient(url or own_url, token or api.token)
+    client = ServiceClient(url or f"{scheme}://{netloc(host, api.port)}", token or api.token)
     try:
         ready, reason = client.ready()
         state = ServiceState(client.url, ready, reason, client.block_size_tokens(), client.pods()[0], client.metrics())

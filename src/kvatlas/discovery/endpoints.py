@@ -12,6 +12,7 @@ from msgspec import Meta
 from kvatlas.config import EngineSettings
 from kvatlas.config.layers import build, parse_yaml
 from kvatlas.errors import ConfigError
+from kvatlas.netloc import netloc
 from kvatlas.route.endpoint import ENGINE_LABEL, Endpoint, EndpointName
 from kvatlas.types import DpRank, PodId
 
@@ -131,8 +132,7 @@ def engine_of_labels(labels: Mapping[str, str]) -> EngineName:
 
 def _pod_of(entry: EndpointEntry) -> PodId:
     """Return the name in events: ``ip:port`` by the convention of vLLM's topics, unless the entry says otherwise."""
-    host = f"[{entry.address}]" if ":" in entry.address else entry.address
-    return PodId(entry.pod or f"{host}:{int(entry.port)}")
+    return PodId(entry.pod or netloc(entry.address, int(entry.port)))
 
 
 def _engine_of(entry: EndpointEntry, events: KvEvents) -> EngineSettings:
@@ -183,8 +183,12 @@ def _entry_of_url(url: str, path: str) -> EndpointEntry:
         raise ConfigError(path, f"{url!r:.80} is no URL of an engine", allowed)
     if parts.path not in ("", "/") or parts.fragment or parts.username is not None:
         raise ConfigError(path, f"{url!r:.80} has more than an address", allowed)
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    entry: dict[str, Any] = {"name": f"{host}:{port}", "address": parts.hostname, "port": port, "tls": parts.scheme == "https"}
+    entry: dict[str, Any] = {
+        "name": netloc(parts.hostname, port),
+        "address": parts.hostname,
+        "port": port,
+        "tls": parts.scheme == "https",
+    }
     events: dict[str, str] = {}
     for name, value in options:
         if name in _ENTRY_FIELDS:

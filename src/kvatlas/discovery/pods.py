@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from kvatlas.discovery.endpoints import engine_of_labels
+from kvatlas.netloc import netloc
 from kvatlas.route.endpoint import Endpoint, EndpointName
 from kvatlas.types import PodId
 
@@ -69,8 +70,7 @@ def is_ready(pod: Object) -> bool:
 def _endpoint(pod: Object, place: int, port: int, events_name: str) -> Endpoint:
     metadata = pod["metadata"]
     address = pod["status"]["podIP"]
-    host = f"[{address}]" if ":" in address else address
-    names = {"ip:port": f"{host}:{port}", "ip": address, "name": metadata["name"]}
+    names = {"ip:port": netloc(address, port), "ip": address, "name": metadata["name"]}
     labels = metadata.get("labels") or {}
     return Endpoint(
         name=EndpointName(f"{metadata.get('namespace', 'default')}/{metadata['name']}-rank-{place}"),

@@ -7,6 +7,7 @@ from typing import Literal, NewType
 
 import msgspec
 
+from kvatlas.netloc import netloc
 from kvatlas.types import DpRank, PodId, Stream
 
 EndpointName = NewType("EndpointName", str)
@@ -37,7 +38,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def authority(self) -> str:
         """``ip:port``, as the headers of the endpoint-picker protocol have it."""
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return netloc(self.address, self.port)
 
     @property
     def url(self) -> str:

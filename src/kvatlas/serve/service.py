@@ -20,11 +20,13 @@ from kvatlas.config import ApiSettings, Config
 from kvatlas.errors import ConfigError
 from kvatlas.index.choice import REMEDY, native_version, why_no_native
 from kvatlas.indexer import Indexer
+from kvatlas.netloc import netloc
 from kvatlas.observe.logs import configure_logs, get_logger
 from kvatlas.serve.connection import timed_protocol
 from kvatlas.serve.gate import Gate
 from kvatlas.serve.grpc import GrpcServer
 from kvatlas.serve.http import build_app
+from kvatlas.serve.listening import bind
 from kvatlas.serve.routing.setup import DoorAddresses, Routing
 from kvatlas.serve.stopping import Stopping, stopping_by
 from kvatlas.serve.workers.worker import Worker, show_worker
@@ -94,7 +96,7 @@ async def _serve(
         show_worker(worker, indexer.metrics.registry)
     app = build_app(indexer, tokenization, gate, None if routing is None else routing.routes(worker))
     http = _http_server(api, app)
-    listener = _listen(api)
+    listener = bind("api", api.host, api.port, listen=True)
     cleanup.callback(listener.close)
     grpc_server = GrpcServer(indexer, tokenization, gate)
     cleanup.push_async_callback(grpc_server.stop, 0)
@@ -213,33 +215,10 @@ def _http_server(api: ApiSettings, app: FastAPI) -> _Http:
     return _Http(config)
 
 
-def _listen(api: ApiSettings) -> socket.socket:
-    """Return a bound socket. Raises ConfigError where the address cannot be had."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            api.host, api.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise ConfigError("api.host", f"{api.host!r} is no address: {error}", "an address of this machine") from None
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            "api.port",
-            f"cannot listen on {_netloc(api.host, api.port)}: {error.strerror}",
-            "a free port of this machine, or 0 for any",
-        ) from None
-    return listener
-
-
 def _addresses(api: ApiSettings, http_port: int, grpc_port: int, events: str | None, doors: DoorAddresses) -> Addresses:
     scheme = "http" if api.tls_cert_file is None else "https"
-    http = f"{scheme}://{_netloc(api.host, http_port)}"
-    return Addresses(http, _netloc(api.grpc_host, grpc_port), events, doors.proxy, doors.ext_proc)
+    http = f"{scheme}://{netloc(api.host, http_port)}"
+    return Addresses(http, netloc(api.grpc_host, grpc_port), events, doors.proxy, doors.ext_proc)
 
 
 def _tell_core(config: Config, core: str) -> None:
@@ -266,7 +245,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _netloc(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from kvatlas.config.route import RouteSettings
 from kvatlas.errors import ConfigError, DecodeError
+from kvatlas.netloc import netloc
 from kvatlas.observe.logs import get_logger
 from kvatlas.route.endpoint import EndpointName
 from kvatlas.route.router import Router
@@ -168,7 +169,7 @@ class Sharing:
             _log.warning("a peer's name is not known", peer=peer, error=str(error))
             return [one for one in self._connected if one.endswith(f":{port}")]  # rather those of before than none
         hosts = {str(answer[4][0]) for answer in answers}
-        return [f"tcp://[{one}]:{port}" if ":" in one else f"tcp://{one}:{port}" for one in hosts]
+        return [f"tcp://{netloc(one, int(port))}" for one in hosts]
 
 
 class _Sockets:

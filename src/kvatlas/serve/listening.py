@@ -1,0 +1,35 @@
+"""A socket at a configured address."""
+
+from __future__ import annotations
+
+import socket
+
+from kvatlas.errors import ConfigError
+from kvatlas.netloc import netloc
+
+FREE_PORT = "a free port of this machine, or 0 for any"
+
+
+def bind(section: str, host: str, port: int, *, reuse_port: bool = False, listen: bool = False) -> socket.socket:
+    """Return a TCP socket at the address of a section's settings ``host`` and ``port``. ConfigError where it cannot be had.
+
+    ``reuse_port``: shared with other processes that ask for the same. ``listen``: it takes connections from now on; else once
+    it is listened on, and only then is it certain that the port is nobody else's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise ConfigError(f"{section}.host", f"{host!r} is no address: {error}", "an address of this machine") from None
+    bound = socket.socket(family, kind, protocol)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        bound.bind(address)
+        if listen:
+            bound.listen()
+    except OSError as error:
+        bound.close()
+        problem = f"cannot listen on {netloc(host, port)}: {error.strerror}"
+        raise ConfigError(f"{section}.port", problem, FREE_PORT) from None
+    return bound
