@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from kvatlas.config import ApiSettings
 from kvatlas.errors import ConfigError
+from kvatlas.netloc import netloc
 from kvatlas.observe.metrics import Metrics
 from kvatlas.proto.indexer.v1 import indexer_pb2_grpc
 from kvatlas.proto.kvatlas.v1 import kvatlas_pb2_grpc
@@ -19,6 +21,7 @@ from kvatlas.serve import tokenization
 from kvatlas.serve.gate import Gate
 from kvatlas.serve.grpc_calls import Calls
 from kvatlas.serve.grpc_services import KvAtlas, LlmdIndexer
+from kvatlas.serve.listening import FREE_PORT
 from kvatlas.serve.prompts import Prompts
 from kvatlas.serve.queries import ServedIndex
 from kvatlas.serve.token import TokenCheck
@@ -52,12 +55,9 @@ class GrpcServer:
 
     def bind(self) -> int:
         """Take the configured port and return it. Raises ConfigError where it cannot be had."""
-        host = f"[{self._api.grpc_host}]" if ":" in self._api.grpc_host else self._api.grpc_host
-        address = f"{host}:{self._api.grpc_port}"
-        port = add_port(self._server, address, server_credentials(self._api))
-        if port is None:
-            raise ConfigError("api.grpcPort", f"cannot listen on {address}", "a free port of this machine, or 0 for any")
-        return port
+        api = self._api
+        credentials = server_credentials("api", api.tls_cert_file, api.tls_key_file)
+        return take_port(self._server, "api.grpcPort", netloc(api.grpc_host, api.grpc_port), credentials)
 
     async def start(self) -> None:
         """Begin to serve. Not ready until :meth:`set_ready`."""
@@ -124,19 +124,26 @@ def make_server(api: ApiSettings, metrics: Metrics) -> grpc.aio.Server:
     )
 
 
-def add_port(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int | None:
-    """Listen on an address and return its port; None where it cannot be had. Without credentials nothing is encrypted."""
+def take_port(
+    server: grpc.aio.Server, setting: str, address: str, credentials: grpc.ServerCredentials | None, remedy: str = FREE_PORT
+) -> int:
+    """Listen on an address and return its port. In clear without credentials. ConfigError where it cannot be had."""
     try:
-        if credentials is None:
-            port = server.add_insecure_port(address)
-        else:
-            port = server.add_secure_port(address, credentials)
+        port = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
     except RuntimeError:
-        return None
-    return port or None
+        port = 0
+    if not port:
+        raise ConfigError(setting, f"cannot listen on {address}", remedy)
+    return port
 
 
-def server_credentials(api: ApiSettings) -> grpc.ServerCredentials | None:
-    if api.tls_cert_file is None or api.tls_key_file is None:
+def server_credentials(section: str, cert_file: str | None, key_file: str | None) -> grpc.ServerCredentials | None:
+    """Return what TLS needs; None: in clear. ConfigError where a section's files are none that TLS can use."""
+    if cert_file is None or key_file is None:
         return None
-    return grpc.ssl_server_credentials([(Path(api.tls_key_file).read_bytes(), Path(api.tls_cert_file).read_bytes())])
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert_file, key_file)  # gRPC would not say why
+        return grpc.ssl_server_credentials([(Path(key_file).read_bytes(), Path(cert_file).read_bytes())])
+    except (ssl.SSLError, OSError) as error:
+        problem = f"no use with {section}.tlsKeyFile: {error}"
+        raise ConfigError(f"{section}.tlsCertFile", problem, "a PEM chain and its key") from None

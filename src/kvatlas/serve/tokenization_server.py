@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -16,7 +15,7 @@ from kvatlas.errors import ConfigError
 from kvatlas.observe.logs import get_logger
 from kvatlas.observe.metrics import Metrics
 from kvatlas.serve.gate import Gate
-from kvatlas.serve.grpc import add_port, make_server, server_credentials
+from kvatlas.serve.grpc import make_server, server_credentials, take_port
 from kvatlas.serve.grpc_calls import Calls
 from kvatlas.serve.tokenization import SERVICE, AskedTokenization, LoadTokenizer, add_tokenization
 from kvatlas.serve.unix_socket import clear_stale, identity, only_for, remove, socket_path
@@ -27,6 +26,8 @@ _log = get_logger(__name__)
 _HEALTH = "grpc.health.v1.Health"
 _REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
 _NAMES = ("", "liveness", "readiness", SERVICE)
+
+FREE_ADDRESS = "a free address of this machine"
 
 
 class TokenizationServer:
@@ -54,7 +55,7 @@ class TokenizationServer:
             return self._listen_tcp(address)
         clear_stale(path)
         with only_for(mode):
-            self._bind(f"unix:{path}", address, None)
+            take_port(self._server, "--listen", f"unix:{path}", None, FREE_ADDRESS)
         path.chmod(mode)
         self._sockets.append((path, identity(path)))
         return f"unix://{path}" if path.is_absolute() else f"unix:{path}"
@@ -80,13 +81,8 @@ class TokenizationServer:
         host, separator, port = address.rpartition(":")
         if not separator or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
             raise ConfigError("--listen", f"{address!r} is no address", "unix:///PATH or HOST:PORT, such as 127.0.0.1:50052")
-        return f"{host}:{self._bind(address, address, server_credentials(self._api))}"
-
-    def _bind(self, target: str, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        port = add_port(self._server, target, credentials)
-        if port is None:
-            raise ConfigError("--listen", f"cannot listen on {address}", "a free address of this machine")
-        return port
+        credentials = server_credentials("api", self._api.tls_cert_file, self._api.tls_key_file)
+        return f"{host}:{take_port(self._server, '--listen', address, credentials, FREE_ADDRESS)}"
 
 
 async def serve_tokenization(

@@ -240,8 +240,9 @@ def test_token_and_token_file_exclude_each_other(tmp_path: Path) -> None:
 def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
     file = tmp_path / "cert.pem"
     file.write_text("x")
-    assert refusal(f"api.tlsCertFile={file}").path == "api.tlsKeyFile"
-    assert refusal(f"api.tlsKeyFile={file}").path == "api.tlsCertFile"
+    for section in ("api", "proxy", "extProc"):
+        assert refusal(f"{section}.tlsCertFile={file}").path == f"{section}.tlsKeyFile"
+        assert refusal(f"{section}.tlsKeyFile={file}").path == f"{section}.tlsCertFile"
 
 
 def test_every_setting_is_documented_once_with_type_and_default() -> None:

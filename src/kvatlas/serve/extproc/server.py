@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,7 +13,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from kvatlas.config.extproc import ExtProcSettings
-from kvatlas.errors import ConfigError, RequestError, RouteError, SaturatedError
+from kvatlas.errors import RequestError, RouteError, SaturatedError
+from kvatlas.netloc import netloc
 from kvatlas.observe.logs import get_logger
 from kvatlas.proto.envoy.service.ext_proc.v3 import external_processor_pb2_grpc
 from kvatlas.proto.envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
@@ -23,7 +23,7 @@ from kvatlas.serve.extproc.messages import immediate
 from kvatlas.serve.extproc.metrics import ExtProcMetrics
 from kvatlas.serve.extproc.modes import ProtocolError
 from kvatlas.serve.extproc.stream import Ask, Exchange, Limits, Replies
-from kvatlas.serve.grpc import add_port
+from kvatlas.serve.grpc import server_credentials, take_port
 from kvatlas.serve.routing.dispatch import Dispatcher
 from kvatlas.serve.routing.refusals import refusal
 
@@ -134,8 +134,10 @@ class ExtProcServer:
     def bind(self) -> tuple[int, int]:
         """Take both ports and return them. Raises ConfigError where one cannot be had."""
         settings = self._settings
-        port = self._bind("port", self._picker, settings.port, _credentials(settings))
-        return port, self._bind("healthPort", self._checks, settings.health_port, None)
+        credentials = server_credentials("extProc", settings.tls_cert_file, settings.tls_key_file)
+        port = take_port(self._picker, "extProc.port", netloc(settings.host, settings.port), credentials)
+        health = netloc(settings.host, settings.health_port)
+        return port, take_port(self._checks, "extProc.healthPort", health, None)
 
     async def start(self) -> None:
         """Begin to serve. Not ready until :meth:`set_ready`."""
@@ -158,27 +160,3 @@ class ExtProcServer:
         """Let requests in progress finish within the grace (extProc.shutdownGrace), then cut them off."""
         await self._picker.stop(self._settings.shutdown_grace if grace_s is None else grace_s)
         await self._checks.stop(None)
-
-    def _bind(self, field: str, server: grpc.aio.Server, port: int, credentials: grpc.ServerCredentials | None) -> int:
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
-        bound = add_port(server, f"{host}:{port}", credentials)
-        if bound is None:
-            problem = f"cannot listen on {host}:{port}"
-            raise ConfigError(f"extProc.{field}", problem, "a free port of this machine, or 0 for any")
-        return bound
-
-
-def _credentials(settings: ExtProcSettings) -> grpc.ServerCredentials | None:
-    """Return what TLS needs; None: in clear. Raises ConfigError for files that cannot be read."""
-    given = (("tlsKeyFile", settings.tls_key_file), ("tlsCertFile", settings.tls_cert_file))
-    if all(file is None for _, file in given):
-        return None
-    pair = []
-    for field, file in given:
-        if file is None:
-            raise ConfigError(f"extProc.{field}", "is missing", "extProc.tlsCertFile and extProc.tlsKeyFile, both or none")
-        try:
-            pair.append(Path(file).read_bytes())
-        except OSError as error:
-            raise ConfigError(f"extProc.{field}", f"cannot read {file!r}: {error.strerror}", "a readable file") from None
-    return grpc.ssl_server_credentials([(pair[0], pair[1])])
