@@ -12,10 +12,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from kvatlas.cli.options import duration
 from kvatlas.cli.screen import quiet_logs, screen
-from kvatlas.cli.stopping import stopped_by_signals
 from kvatlas.errors import RequestError
 from kvatlas.ingest.recording import RecordingWriter
 from kvatlas.ingest.tap import Heard, Tap, TapLimits, TappedEngine
+from kvatlas.serve.stopping import stopping_by
 from kvatlas.types import Frame
 
 NOTHING = 1
@@ -61,7 +61,7 @@ def record(
 
 async def _record(engines: Sequence[TappedEngine], output: Path, topic: str, limits: TapLimits) -> list[Heard]:
     progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=screen(stderr=True))
-    with RecordingWriter(output) as writer, progress, stopped_by_signals() as stop:
+    with RecordingWriter(output) as writer, progress, stopping_by(None) as stopping:
         task = progress.add_task(f"waiting for {', '.join(engine.endpoint for engine in engines)}", total=None)
 
         def take(_heard: Heard, frame: Frame, _live: bool) -> None:
@@ -69,7 +69,7 @@ async def _record(engines: Sequence[TappedEngine], output: Path, topic: str, lim
             writer.flush()
             progress.update(task, description=f"{writer.records} frames into {output}")
 
-        return await Tap(engines, take, topic_filter=topic, limits=limits).run(stop)
+        return await Tap(engines, take, topic_filter=topic, limits=limits).run(stopping.asked)
 
 
 def _report(heard: Sequence[Heard], output: Path) -> None:

@@ -16,9 +16,9 @@ from rich.text import Text
 from kvatlas.backtest import Backtest, Captures, Prediction, Summary, read_requests
 from kvatlas.cli.options import AsJson, BlockSize, duration
 from kvatlas.cli.screen import quiet_logs, screen, show_json, table
-from kvatlas.cli.stopping import stopped_by_signals
 from kvatlas.errors import RequestError
 from kvatlas.ingest.playback import Pace, PlaybackPort, play, playback_ports
+from kvatlas.serve.stopping import stopping_by
 
 FAULTS = 1
 """Exit status where events could not be read."""
@@ -213,7 +213,7 @@ def _publish(ports: Sequence[PlaybackPort], pace: Pace, allow_truncated: bool) -
 
 async def _play(ports: Sequence[PlaybackPort], pace: Pace, total: int, allow_truncated: bool) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=screen(stderr=True)) as progress, stopped_by_signals() as stop:
+    with Progress(*columns, console=screen(stderr=True)) as progress, stopping_by(None) as stopping:
         task = progress.add_task("waiting", total=total)
 
         def published(count: int) -> None:
@@ -223,7 +223,7 @@ async def _play(ports: Sequence[PlaybackPort], pace: Pace, total: int, allow_tru
         return await play(
             ports,
             pace,
-            stop=stop,
+            stop=stopping.asked,
             published=published,
             waiting=lambda endpoint: progress.update(task, description=f"waiting for a subscriber at {endpoint}"),
             tolerate_truncation=allow_truncated,

@@ -64,13 +64,13 @@ def tokenizer(
 
 
 async def _serve(config: object, listen: Sequence[str], mode: int) -> None:
-    from kvatlas.cli.stopping import stopped_by_signals
     from kvatlas.config import Config
+    from kvatlas.serve.stopping import stopping_by
     from kvatlas.serve.tokenization_server import serve_tokenization
 
     assert isinstance(config, Config)
-    with stopped_by_signals() as stop:
-        await serve_tokenization(config, listen, stop, socket_mode=mode)
+    with stopping_by(None) as stopping:
+        await serve_tokenization(config, listen, stopping.asked, socket_mode=mode)
 
 
 def _overrides(tokenizers: Sequence[Path], models: Sequence[str]) -> list[str]:

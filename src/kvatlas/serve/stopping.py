@@ -1,4 +1,4 @@
-"""Whether a service should stop, as signals ask for it: once, and at once with the second one."""
+"""Whether to stop, as signals ask for it: once, and at once with the second one."""
 
 from __future__ import annotations
 
