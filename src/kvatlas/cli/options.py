@@ -35,6 +35,10 @@ Engines = Annotated[
         show_default=False,
     ),
 ]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="One setting, as index.maxSize=500000. Can be repeated.", metavar="PATH=VALUE"),
+]
 BlockSize = Annotated[int, typer.Option("--block-size", min=1, max=65536, help="Tokens of one index block.", metavar="TOKENS")]
 
 _ENGINE_KEYS = {"replay": "replayEndpoint", "pod": "pod", "model": "model", "dp": "dpRanks", "decoder": "decoder"}

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from kvatlas.cli.options import ConfigFile, Engines, engines_override
+from kvatlas.cli.options import ConfigFile, Engines, Overrides, engines_override
 
 
 def route(
@@ -47,10 +47,7 @@ def route(
         typer.Option(help="Processes that share the proxy's port.  [route.workers]", metavar="COUNT", show_default=False),
     ] = None,
     engine: Engines = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", help="One setting, as index.maxSize=500000. Can be repeated.", metavar="PATH=VALUE"),
-    ] = None,
+    settings: Overrides = None,
 ) -> None:
     """Route requests to the engine that holds their prefix: as an OpenAI-compatible proxy, or as Envoy's endpoint picker.
 

@@ -7,16 +7,13 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from kvatlas.cli.options import AsJson, ConfigFile, Engines, engines_override
+from kvatlas.cli.options import AsJson, ConfigFile, Engines, Overrides, engines_override
 from kvatlas.cli.screen import screen, show_json
 
 
 def serve(
     config: ConfigFile = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", help="One setting, as index.maxSize=500000. Can be repeated.", metavar="PATH=VALUE"),
-    ] = None,
+    settings: Overrides = None,
     host: Annotated[
         str | None, typer.Option(help="Address on which HTTP and gRPC listen.  [api.host, api.grpcHost]", metavar="ADDRESS")
     ] = None,
