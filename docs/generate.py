@@ -32,8 +32,8 @@ from kvatlas.serve.extproc.metrics import ExtProcMetrics
 from kvatlas.serve.proxy.metrics import ProxyMetrics
 from kvatlas.serve.routing.admission_metrics import AdmissionMetrics
 from kvatlas.serve.routing.metrics import RoutingMetrics
+from kvatlas.serve.routing.picker import OURS
 from kvatlas.serve.routing.producer_metrics import ProducersCollector
-from kvatlas.serve.routing.setup import OURS
 from kvatlas.serve.routing.sharing import SharingMetrics
 from kvatlas.serve.workers.worker import Worker, show_worker
 from kvatlas.tokens.setup import make_tokenization

@@ -155,3 +155,14 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
     kubernetes: KubernetesSettings = KubernetesSettings()
     polls: PollSettings = PollSettings()
     health: HealthSettings = HealthSettings()
+
+    @property
+    def endpoint_sources(self) -> tuple[str, ...]:
+        """The settings that say where endpoints come from."""
+        cluster = self.kubernetes.pool is not None or self.kubernetes.selector is not None
+        given = {
+            "route.endpoints": bool(self.endpoints),
+            "route.endpointsFile": self.endpoints_file is not None,
+            "route.kubernetes": cluster,
+        }
+        return tuple(name for name, is_given in given.items() if is_given)

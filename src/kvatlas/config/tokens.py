@@ -109,3 +109,9 @@ class TokenSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
     queue_max: Annotated[Limit, Meta(description="Prompts that wait for a worker; beyond it they are refused.")] = 1024
     renderer: RendererSettings = RendererSettings()
     service: TokenServiceSettings = TokenServiceSettings()
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is anything to tokenize with."""
+        here = self.models or self.directories or self.hub
+        return bool(here or self.renderer.endpoints or self.service.address)

@@ -43,10 +43,9 @@ def make_discovery(
 
     ``subscribe``: told of the engines whose events the description names, before its endpoints.
     """
-    wants_kubernetes = settings.kubernetes.pool is not None or settings.kubernetes.selector is not None
-    sources = [bool(settings.endpoints), settings.endpoints_file is not None, wants_kubernetes]
-    if sum(sources) != 1:
-        problem = "is missing" if not any(sources) else "is given beside another source of endpoints"
+    sources = settings.endpoint_sources
+    if len(sources) != 1:
+        problem = "is given beside another source of endpoints" if sources else "is missing"
         raise ConfigError("route.endpoints", problem, "one of route.endpoints, route.endpointsFile and route.kubernetes")
     if settings.endpoints_file is not None:
         return FileDiscovery(
@@ -56,7 +55,7 @@ def make_discovery(
             subscribe=subscribe,
             failed=metrics.failed,
         )
-    if wants_kubernetes:
+    if sources == ("route.kubernetes",):
         from kvatlas.discovery.kubernetes import KubernetesDiscovery
 
         return KubernetesDiscovery(settings.kubernetes, failed=metrics.failed)

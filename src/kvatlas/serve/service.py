@@ -27,7 +27,7 @@ from kvatlas.serve.gate import Gate
 from kvatlas.serve.grpc import GrpcServer
 from kvatlas.serve.http import build_app
 from kvatlas.serve.listening import bind
-from kvatlas.serve.routing.setup import DoorAddresses, Routing
+from kvatlas.serve.routing.setup import DoorAddresses, Routing, read_picker
 from kvatlas.serve.stopping import Stopping, stopping_by
 from kvatlas.serve.workers.worker import Worker, show_worker
 from kvatlas.tokens.setup import make_tokenization
@@ -83,6 +83,9 @@ async def _serve(
     worker: Worker | None,
 ) -> None:
     api = config.api
+    picker = None
+    if config.route.front_doors:
+        config, picker = read_picker(config)
     indexer = Indexer(config)
     _tell_core(config, indexer.index.core)
     gate = Gate(api.concurrency_max)
@@ -91,7 +94,7 @@ async def _serve(
     tokenization = make_tokenization(config.tokens, indexer.metrics)
     cleanup.callback(tokenization.close)
     tokenization.warm()
-    routing = Routing(config, indexer, tokenization) if config.route.front_doors else None
+    routing = None if picker is None else Routing(config, indexer, tokenization, picker)
     if worker is not None:
         show_worker(worker, indexer.metrics.registry)
     app = build_app(indexer, tokenization, gate, None if routing is None else routing.routes(worker))

@@ -21,6 +21,7 @@ from kvatlas.route.request import RouteRequest
 from kvatlas.route.router import Router
 from kvatlas.serve.admission import Admission, AdmissionEnd, admission_of
 from kvatlas.serve.routing.admission_metrics import OTHER, PRIORITIES_MAX, AdmissionMetrics
+from kvatlas.serve.routing.picker import picker_of
 from kvatlas.serve.routing.producer_metrics import ProducersCollector
 from kvatlas.serve.routing.setup import Routing
 from kvatlas.tokens.tokenization import Tokenization
@@ -136,7 +137,7 @@ async def test_what_plugins_make_of_their_parameters_is_logged_when_the_router_i
     config = load_config(environ={}, overrides=overrides)
     indexer = Indexer(config)
     caplog.set_level(logging.INFO, "kvatlas.serve.routing.setup")
-    Routing(config, indexer, Tokenization([], Metrics()))
+    Routing(config, indexer, Tokenization([], Metrics()), picker_of(config.route))
     (told,) = (record.message for record in caplog.records if "precise-prefix-cache-producer" in record.message)
     assert "blockSize" in told
     assert b"kvatlas_route_history_entries" in generate_latest(indexer.metrics.registry)

@@ -1,5 +1,5 @@
 """Plugins that a configuration for llm-d names, though another part of kvatlas does their work.
 
-They take the same parameters as llm-d's, as strictly. Who does the work reads those that have a meaning here from
-``PickerConfig.parameters_of``; ``done_by`` says in one line who that is.
+They take the same parameters as llm-d's, as strictly. ``done_by`` says in one line who does the work; ``adopted`` which
+parameters become settings of that part (``kvatlas.serve.routing.picker``). Others are without effect, and a note says so.
 """

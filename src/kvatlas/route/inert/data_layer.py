@@ -33,6 +33,7 @@ class MetricsDataSource(Inert):
         port: Port | None = None
         """None: the port that requests go to."""
 
+    adopted = frozenset({"interval"})
     done_by = "the poller of engines' metrics (kvatlas.discovery)"
 
 
@@ -107,4 +108,5 @@ class FileDiscovery(Inert):
         path: Annotated[str, msgspec.Meta(min_length=1)]
         watch_file: bool = False
 
+    adopted = frozenset({"path", "watchFile"})
     done_by = "kvatlas.discovery, which reads the same file"

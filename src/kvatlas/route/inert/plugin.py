@@ -13,6 +13,8 @@ class Inert:
     """Does nothing in a decision."""
 
     Parameters: ClassVar[type[msgspec.Struct]] = NoParameters
+    adopted: ClassVar[frozenset[str]] = frozenset()
+    """Parameters, as they are written, that settings of kvatlas are taken from."""
     done_by: ClassVar[str]
     """Who does its work here."""
 

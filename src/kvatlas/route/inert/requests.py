@@ -85,14 +85,17 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Renderer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """A vLLM that tokenizes for others."""
 
-    url: str = "http://localhost:8000"
+    url: Annotated[str, msgspec.Meta(pattern=r"^https?://\S+$")] = "http://localhost:8000"
     timeout: GoDuration = GoDuration(5.0)
     mm_timeout: GoDuration = GoDuration(30.0)
     """Where images, audio or video have to be fetched."""
 
 
 class TokenizerSocket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A TokenizationService."""
+
     socket_file: str = ""
+    """Empty: nobody is asked. With ``use_tcp``: ``host:port``."""
     use_tcp: bool = msgspec.field(default=False, name="useTCP")
     model_tokenizer_map: dict[str, str] = {}
 
@@ -110,6 +113,20 @@ class TokenProducer(Inert):
             if self.estimate is not None and (self.vllm is not None or self.uds_tokenizer_config is not None):
                 raise ValueError("estimate: excludes other backends; allowed: one of vllm, estimate, udsTokenizerConfig")
 
+        @property
+        def service_address(self) -> str | None:
+            """Where a TokenizationService is asked; None: nowhere."""
+            service = self.uds_tokenizer_config
+            if service is None or not service.socket_file:
+                return None
+            return service.socket_file if service.use_tcp else f"unix://{service.socket_file}"
+
+        @property
+        def asked_renderer(self) -> Renderer | None:
+            """The renderer that is asked: as it is written, or for a model's name alone the default one."""
+            return self.vllm or (Renderer() if self.model_name else None)
+
+    adopted = frozenset({"modelName", "vllm", "udsTokenizerConfig"})
     done_by = "the front doors, with the backends in the section `tokens` of kvatlas' own settings"
 
 

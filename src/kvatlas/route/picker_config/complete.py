@@ -11,6 +11,7 @@ import msgspec
 
 from kvatlas.errors import ConfigError
 from kvatlas.route.flow.settings import FlowControl, SaturationDetectorRef
+from kvatlas.route.inert.plugin import Inert
 from kvatlas.route.parameters import read_parameters, unknown_name
 from kvatlas.route.picker_config.catalog import Catalog
 from kvatlas.route.picker_config.document import (
@@ -91,6 +92,9 @@ class _Completion:
         parameters = read_parameters(kind.Parameters, entry.parameters, f"{entry.path or entry.name}.parameters")
         self._specs[entry.name] = PluginSpec(entry.name, entry.type, parameters, entry.path)
         self._classes[entry.name] = kind  # type: ignore[assignment]  # a PluginType is a class
+        if isinstance(kind, type) and issubclass(kind, Inert):
+            for name in sorted(entry.parameters.keys() - kind.adopted):
+                self._notes.append(f"{entry.path}.parameters.{name} has no effect: its work is done by {kind.done_by}")
 
     def _add_default(self, kind: str, parameters: dict[str, Any] | None = None) -> str:
         if kind not in self._specs:

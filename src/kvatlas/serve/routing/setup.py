@@ -16,7 +16,7 @@ from kvatlas.observe.logs import get_logger
 from kvatlas.observe.traces import traces_from
 from kvatlas.route.endpoint import EndpointName
 from kvatlas.route.log import DecisionLog
-from kvatlas.route.picker_config import build_router, load_config, read_config
+from kvatlas.route.picker_config import PickerConfig, build_router
 from kvatlas.route.plugins import Noted
 from kvatlas.route.router import Router
 from kvatlas.serve.admission import admission_of
@@ -26,6 +26,7 @@ from kvatlas.serve.routing.admission_metrics import AdmissionMetrics
 from kvatlas.serve.routing.dispatch import Dispatcher, RoutingBounds
 from kvatlas.serve.routing.http import RoutingRoutes
 from kvatlas.serve.routing.metrics import RoutingMetrics
+from kvatlas.serve.routing.picker import adopt, picker_of
 from kvatlas.serve.routing.producer_metrics import ProducersCollector
 from kvatlas.serve.routing.sharing import Sharing
 from kvatlas.serve.workers.worker import Worker
@@ -33,19 +34,17 @@ from kvatlas.tokens.tokenization import Tokenization
 
 NAMES_SHOWN = 16
 
-OURS = """
-apiVersion: llm-d.ai/v1alpha1
-kind: EndpointPickerConfig
-plugins:
-- {type: blended-prefix-cache-producer}
-- {type: decode-filter}
-- {type: expected-ttft-scorer}
-schedulingProfiles:
-- {name: default, plugins: [{pluginRef: decode-filter}, {pluginRef: expected-ttft-scorer}]}
-"""
-"""What decides where no other configuration is given."""
-
 _log = get_logger(__name__)
+
+
+def read_picker(config: Config) -> tuple[Config, PickerConfig]:
+    """Return what decides, and the settings with what that says of them. Raises ConfigError for a picker configuration that
+    is none."""
+    picker = picker_of(config.route)
+    adopted, notes = adopt(config, picker)
+    for note in (*picker.notes, *notes):
+        _log.info("picker configuration", note=note)
+    return adopted, picker
 
 
 class DoorAddresses(msgspec.Struct, frozen=True):
@@ -58,15 +57,12 @@ class DoorAddresses(msgspec.Struct, frozen=True):
 class Routing:
     """The route layer of a running service: one router, what keeps it informed, and its front doors. Of one event loop."""
 
-    def __init__(self, config: Config, indexer: Indexer, tokenization: Tokenization) -> None:
-        """Raises ConfigError for a picker configuration that is none, and where nobody is named to route to."""
+    def __init__(self, config: Config, indexer: Indexer, tokenization: Tokenization, picker: PickerConfig) -> None:
+        """Raises ConfigError where plugins do not fit together, and where nobody is named to route to."""
         settings = config.route
         registry = indexer.metrics.registry
         self._config = config
         self._metrics = RoutingMetrics(registry, log_ends=settings.decision_log)
-        picker = load_config(settings.picker_config) if settings.picker_config else read_config(OURS, "kvatlas")
-        for note in picker.notes:
-            _log.info("picker configuration", note=note)
         self.router = build_router(
             picker,
             index=indexer,

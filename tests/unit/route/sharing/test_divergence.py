@@ -15,7 +15,7 @@ from kvatlas.route.router import Flight, Router
 from kvatlas.route.sharing.messages import decode, unpack
 from kvatlas.route.sharing.outbox import Outbox
 from kvatlas.route.sharing.peers import Peers
-from kvatlas.serve.routing.setup import OURS
+from kvatlas.serve.routing.picker import OURS
 
 ENGINES, PREFIXES, TURNS, IN_FLIGHT = 8, 100, 10, 32
 SEED = 1
