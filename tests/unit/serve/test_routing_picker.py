@@ -29,12 +29,12 @@ def test_file_discovery_names_the_endpoints_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "own", ['route.endpoints=["http://10.0.0.1:8000"]', "route.endpointsFile=own.yaml", "route.kubernetes.pool=p"]
+    ("name", "value"), [("route.endpoints", '["http://10.0.0.1:8000"]'), ("route.endpointsFile", "own.yaml")]
 )
-def test_endpoints_of_kvatlas_own_settings_go_first(own: str) -> None:
-    config, (note,) = adopted(DISCOVERY % "", own)
-    assert config.route == load_config(environ={}, overrides=[own]).route
-    assert note.startswith("plugins[0].parameters.path has no effect: route.e" if "endpoint" in own else "plugins[0]")
+def test_endpoints_of_kvatlas_own_settings_go_first(name: str, value: str) -> None:
+    config, notes = adopted(DISCOVERY % "", f"{name}={value}")
+    assert config.route == load_config(environ={}, overrides=[f"{name}={value}"]).route
+    assert notes == [f"plugins[0].parameters.path has no effect: {name} goes first"]
 
 
 def test_a_file_that_discovery_does_not_refer_to_is_not_read() -> None:
