@@ -7,7 +7,7 @@ from collections import OrderedDict
 import msgspec
 
 from kvatlas.route.flow.item import Item
-from kvatlas.route.flow.policies import FairnessPolicy, OrderingPolicy
+from kvatlas.route.flow.policies import ChoosesQueue, FairnessPolicy, OrderingPolicy
 from kvatlas.route.flow.queue import Queue
 
 
@@ -52,7 +52,12 @@ class Band:
 
     def pop(self) -> Item:
         """Take the request that goes next; its tenant's next turn comes after all others'."""
-        name, queue = next(iter(self._queues.items()))
+        fairness = self._plan.fairness
+        if isinstance(fairness, ChoosesQueue):
+            name = fairness.next_queue({name: queue.head() for name, queue in self._queues.items()})
+        else:
+            name = next(iter(self._queues))
+        queue = self._queues[name]
         item = queue.pop()
         self._queues.move_to_end(name)
         self._taken(name, queue, item)

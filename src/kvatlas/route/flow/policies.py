@@ -6,6 +6,7 @@ Source: llm-d-router, ``plugins/flowcontrol/{fairness,ordering}``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from kvatlas.route.flow.item import Item
@@ -18,6 +19,15 @@ class FairnessPolicy(Protocol):
 
     def queue_of(self, item: Item) -> str:
         """Return the name of the queue."""
+        ...
+
+
+@runtime_checkable
+class ChoosesQueue(Protocol):
+    """A fairness policy that says whose turn it is, instead of one after the other."""
+
+    def next_queue(self, heads: Mapping[str, Item]) -> str:
+        """Return the queue whose request goes next. ``heads``: the first request of each, in the order of turns."""
         ...
 
 

@@ -28,9 +28,15 @@ class Queue:
 
     def pop(self) -> Item:
         """Take the one that goes first."""
+        item = self.head()
+        heapq.heappop(self._heap)
+        return self.remove(item)
+
+    def head(self) -> Item:
+        """Return the one that goes first."""
         while self._heap[0][1] not in self._items:
             heapq.heappop(self._heap)
-        return self.remove(self._items[heapq.heappop(self._heap)[1]])
+        return self._items[self._heap[0][1]]
 
     def newest(self) -> Item:
         """Return the one that has waited least."""

@@ -5,13 +5,14 @@ Source: llm-d-router, ``plugins/flowcontrol/usagelimits``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from kvatlas.errors import ConfigError
-from kvatlas.route.plugins import Services
+from kvatlas.route.plugins import NoParameters, Services
 
 
 @runtime_checkable
@@ -64,3 +65,26 @@ class PriorityHoldback:
             return [self._high - rank * spread / (len(priorities) - 1) for rank in range(len(priorities))]
         least, span = priorities[-1], priorities[0] - priorities[-1]
         return [self._low + (priority - least) / span * spread for priority in priorities]
+
+
+class SoftReflectiveCeiling:
+    """Lower priorities stop earlier the busier the pool is, and then go in a share of all turns instead of none.
+
+    The ceiling of the priority of rank i among n is ``1 - i * saturation / (n - 1)``. Below theirs priorities are open. At or
+    above it they are open in one of ``round(saturation / (1 - saturation))`` looks, all of them in the same.
+    """
+
+    Parameters = NoParameters
+
+    def __init__(self, name: str, parameters: NoParameters, services: Services) -> None:
+        self.name = name
+        self._looks = 0
+        """While somebody was at or above the ceiling."""
+
+    def ceilings(self, saturation: float, priorities: Sequence[int]) -> Sequence[float]:
+        lower = len(priorities) - 1
+        beyond = 0.0
+        if 0.5 <= saturation < 1.0 and lower > 0:  # the lowest priority is at its ceiling
+            self._looks += 1
+            beyond = 1.0 if self._looks % math.floor(saturation / (1.0 - saturation) + 0.5) == 0 else 0.0
+        return [1.0 if rank == 0 or saturation < 1.0 - rank * saturation / lower else beyond for rank in range(len(priorities))]

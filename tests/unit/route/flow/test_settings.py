@@ -12,7 +12,7 @@ from kvatlas.route.flow.plan import FlowPlan, detector_of, plan_of
 from kvatlas.route.flow.policies import EdfOrdering, FcfsOrdering, GlobalStrictFairness, RoundRobinFairness
 from kvatlas.route.flow.saturation import UtilizationDetector
 from kvatlas.route.flow.settings import FlowControl
-from kvatlas.route.flow.usage_limits import PriorityHoldback, StaticUsageLimit
+from kvatlas.route.flow.usage_limits import PriorityHoldback, SoftReflectiveCeiling, StaticUsageLimit
 from tests.unit.route.flow.fleet import SERVICES, plugin
 
 PLUGINS = {
@@ -125,3 +125,21 @@ def test_holdback_spreads_ceilings_by_rank_or_by_value() -> None:
     assert by_value.ceilings(0.5, [100, 1, 0]) == pytest.approx([0.9, 0.405, 0.4])
     assert by_value.ceilings(0.5, [-7]) == [0.9]
     assert plugin(StaticUsageLimit, threshold=0.7).ceilings(0.1, [1, 0]) == [0.7, 0.7]
+
+
+def test_a_soft_ceiling_sinks_with_saturation_and_with_rank() -> None:
+    soft = plugin(SoftReflectiveCeiling)
+    assert soft.ceilings(0.49, [2, 1, 0]) == [1, 1, 1]
+    assert soft.ceilings(0.65, [2, 1, 0]) == [1, 1, 0]
+    assert soft.ceilings(0.65, [2, 1, 0]) == [1, 1, 1]  # every second look: 0.65 / 0.35 is nearly 2
+    assert soft.ceilings(1.0, [2, 1, 0]) == [1, 0, 0]
+    assert soft.ceilings(0.9, [7]) == [1]
+    assert soft.ceilings(0.9, []) == []
+
+
+@pytest.mark.parametrize(("saturation", "looks"), [(0.5, 1), (0.65, 2), (0.75, 3), (0.9, 9)])
+def test_beyond_a_soft_ceiling_a_share_of_looks_lets_all_lower_priorities_go(saturation: float, looks: int) -> None:
+    soft = plugin(SoftReflectiveCeiling)
+    seen = [soft.ceilings(saturation, [3, 2, 1, 0])[-1] for _ in range(4 * looks)]
+    assert sum(seen) == 4
+    assert all(limits == sorted(limits, reverse=True) for limits in (soft.ceilings(saturation, [3, 2, 1, 0]) for _ in range(9)))
