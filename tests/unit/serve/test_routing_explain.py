@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
 import pytest
 
+from kvatlas.config import describe_config
 from kvatlas.discovery.endpoints import pool_from_urls
+from kvatlas.errors import TokenizationReason
 from kvatlas.route.cycle import Candidate
 from kvatlas.route.decision import Decision, Dropped, ProfileRun, Rating
 from kvatlas.route.endpoint import Endpoint, EndpointName
@@ -19,6 +22,7 @@ from kvatlas.route.outcome import End, Outcome
 from kvatlas.route.plugins import ExplainedScores
 from kvatlas.route.request import RouteRequest
 from kvatlas.serve.routing.explain import DecisionsAnswer, DecisionShown, match_at, shown, why
+from kvatlas.serve.routing.remedies import REMEDIES, remedy
 from kvatlas.types import CPU, GPU, StaleReason
 
 A, B, C = pool_from_urls([f"http://10.0.0.{number}:8000" for number in (1, 2, 3)]).endpoints
@@ -143,12 +147,27 @@ def test_how_a_request_went_is_shown_as_far_as_it_is_known() -> None:
 @pytest.mark.parametrize(
     ("request_", "note"),
     [
-        (RouteRequest(id="r", model="m", tokens_problem="timeout"), "its tokens were not known: timeout"),
+        (
+            RouteRequest(id="r", model="m", tokens_problem="timeout"),
+            "its tokens were not known: timeout; raise route.tokensTimeout or tokens.workers",
+        ),
+        (
+            RouteRequest(id="r", model="m", tokens_problem="a reason of one's own"),
+            "its tokens were not known: a reason of one's own",
+        ),
         (RouteRequest(id="r", model="m", tokens_complete=False), "only its first tokens were known"),
     ],
 )
 def test_what_was_not_known_of_the_tokens_is_a_note(request_: RouteRequest, note: str) -> None:
     assert shown(Logged(decision(request=request_))).notes == ("a note", note)
+
+
+def test_every_reason_why_tokens_are_not_known_has_a_remedy_that_names_settings_that_there_are() -> None:
+    settings = {setting.path for setting in describe_config()}
+    assert all(reason in REMEDIES for reason in TokenizationReason)
+    for text in REMEDIES.values():
+        assert set(re.findall(r"\b(?:tokens|route)\.\w+(?:\.\w+)?", text)) <= settings
+    assert "tokens.maxModelLen" in (remedy("too_many_tokens") or "")
 
 
 def test_decisions_survive_json() -> None:

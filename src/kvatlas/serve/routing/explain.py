@@ -14,6 +14,7 @@ from kvatlas.route.load import Load
 from kvatlas.route.log import Logged
 from kvatlas.route.matches import PrefixMatch, PrefixMatches
 from kvatlas.route.router import Router
+from kvatlas.serve.routing.remedies import remedy
 from kvatlas.types import Tier
 
 
@@ -147,7 +148,8 @@ def shown(logged: Logged) -> DecisionShown:
     request = decision.request
     notes = decision.notes
     if request.tokens_problem is not None:
-        notes = (*notes, f"its tokens were not known: {request.tokens_problem}")
+        told = (request.tokens_problem, remedy(request.tokens_problem))
+        notes = (*notes, f"its tokens were not known: {'; '.join(filter(None, told))}")
     elif not request.tokens_complete:
         notes = (*notes, "only its first tokens were known")
     return DecisionShown(
