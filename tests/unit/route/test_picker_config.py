@@ -394,6 +394,18 @@ def test_a_config_may_be_a_file(tmp_path: Path) -> None:
         load_config(tmp_path / "absent.yaml")
 
 
+def test_what_is_wrong_in_a_file_is_told_with_the_files_name_once(tmp_path: Path) -> None:
+    file = tmp_path / "picker.yaml"
+    file.write_text("plugins: [{type: queue-scorre}]")
+    with pytest.raises(ConfigError) as told:
+        load_config(file)
+    assert told.value.path == f"{file}: plugins[0].type"
+    file.write_text("plugins: [")
+    with pytest.raises(ConfigError) as told:
+        load_config(file)
+    assert str(told.value).count(str(file)) == 1
+
+
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
 FIELDS = "name type parameters pluginRef weight sources extractors mode indexerConfig decodeProfile deciders"
 TYPES = f"queue-scorer prefix-cache-scorer pd-profile-handler precise-prefix-cache-scorer by-label {APPROX} default"

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from kvatlas.config import load_config
 from kvatlas.discovery.endpoints import pool_from_urls
-from kvatlas.errors import KvatlasError
+from kvatlas.errors import ConfigError, KvatlasError
 from kvatlas.indexer import Indexer
 from kvatlas.observe.metrics import Metrics
 from kvatlas.route.flow.settings import FlowControl
@@ -141,3 +141,12 @@ async def test_what_plugins_make_of_their_parameters_is_logged_when_the_router_i
     (told,) = (record.message for record in caplog.records if "precise-prefix-cache-producer" in record.message)
     assert "blockSize" in told
     assert b"kvatlas_route_history_entries" in generate_latest(indexer.metrics.registry)
+
+
+async def test_plugins_that_do_not_fit_together_are_told_with_the_files_name(tmp_path: Path) -> None:
+    file = tmp_path / "epp.yaml"
+    file.write_text("{plugins: [{type: queue-scorer}], flowControl: {saturationDetector: {pluginRef: queue-scorer}}}")
+    config = load_config(environ={}, overrides=(f"route.pickerConfig={file}", 'route.endpoints=["http://10.0.0.1:8000"]'))
+    with pytest.raises(ConfigError) as told:
+        Routing(config, Indexer(config), Tokenization([], Metrics()), picker_of(config.route))
+    assert told.value.path == f"{file}: flowControl.saturationDetector.pluginRef"

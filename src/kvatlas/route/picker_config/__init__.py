@@ -7,7 +7,10 @@ router = build_router(config, index=indexer)
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from kvatlas.errors import ConfigError
 from kvatlas.route.picker_config.build import build_router
 from kvatlas.route.picker_config.catalog import Catalog
 from kvatlas.route.picker_config.complete import DEFAULT, complete
@@ -21,6 +24,7 @@ __all__ = [
     "ProfilePlugin",
     "ProfileSpec",
     "build_router",
+    "in_file",
     "load_config",
     "read_config",
 ]
@@ -35,5 +39,17 @@ def read_config(text: str, source: str = "EndpointPickerConfig", *, catalog: Cat
 
 
 def load_config(file: str | os.PathLike[str], *, catalog: Catalog | None = None) -> PickerConfig:
-    """Return the configuration in a file. Raises ConfigError."""
-    return read_config(read_text(file), str(file), catalog=catalog)
+    """Return the configuration in a file. Raises ConfigError, which names the file."""
+    with in_file(file):
+        return read_config(read_text(file), str(file), catalog=catalog)
+
+
+@contextmanager
+def in_file(file: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Let every ConfigError of the block name the file that a configuration came from; None: from none."""
+    try:
+        yield
+    except ConfigError as error:
+        if file is None or error.path.startswith(str(file)):
+            raise
+        raise ConfigError(f"{file}: {error.path}", error.problem, error.allowed) from None

@@ -16,7 +16,7 @@ from kvatlas.observe.logs import get_logger
 from kvatlas.observe.traces import traces_from
 from kvatlas.route.endpoint import EndpointName
 from kvatlas.route.log import DecisionLog
-from kvatlas.route.picker_config import PickerConfig, build_router
+from kvatlas.route.picker_config import PickerConfig, build_router, in_file
 from kvatlas.route.plugins import Noted
 from kvatlas.route.router import Router
 from kvatlas.serve.admission import admission_of
@@ -63,16 +63,19 @@ class Routing:
         registry = indexer.metrics.registry
         self._config = config
         self._metrics = RoutingMetrics(registry, log_ends=settings.decision_log)
-        self.router = build_router(
-            picker,
-            index=indexer,
-            failed=self._producer_failed,
-            healthy=self._healthy,
-            log=DecisionLog(settings.decisions_kept),
-        )
-        _show_plugins(self.router, registry)
         waiting = AdmissionMetrics(registry)
-        self._admission = admission_of(self.router, picker.flow_control, flow_control=picker.flow_control_on, observer=waiting)
+        with in_file(settings.picker_config):
+            self.router = build_router(
+                picker,
+                index=indexer,
+                failed=self._producer_failed,
+                healthy=self._healthy,
+                log=DecisionLog(settings.decisions_kept),
+            )
+            self._admission = admission_of(
+                self.router, picker.flow_control, flow_control=picker.flow_control_on, observer=waiting
+            )
+        _show_plugins(self.router, registry)
         waiting.watch(self._admission.stats)
         discovery_metrics = DiscoveryMetrics(registry)
         self._fleet = Fleet(
