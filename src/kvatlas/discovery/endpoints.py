@@ -166,7 +166,17 @@ def _entry_of(item: Any, path: str) -> EndpointEntry:
 
 
 _ENTRY_FIELDS = frozenset({"name", "namespace", "metricsHost", "pod", "engine"})
+_RANKS_FIELD = "dpRanks"
 _EVENT_FIELDS = {"kvEvents": "endpoint", "replayEndpoint": "replayEndpoint", "model": "model", "decoder": "decoder"}
+
+
+def _plain(name: str) -> str:
+    """Return a name without what people write differently: capitals, dashes, a plural."""
+    return name.lower().replace("-", "").replace("_", "").removesuffix("s")
+
+
+_FIELD_MEANT = {_plain(name): name for name in (*_ENTRY_FIELDS, *_EVENT_FIELDS, _RANKS_FIELD)}
+"""What is nearly a field is none of the worker's labels: as such it would be without effect, and nobody would know."""
 
 
 def _entry_of_url(url: str, path: str) -> EndpointEntry:
@@ -195,8 +205,11 @@ def _entry_of_url(url: str, path: str) -> EndpointEntry:
             entry[name] = value
         elif name in _EVENT_FIELDS:
             events[_EVENT_FIELDS[name]] = value
-        elif name == "dpRanks":
+        elif name == _RANKS_FIELD:
             entry[name] = int(value) if value.isdecimal() else value
+        elif (meant := _FIELD_MEANT.get(_plain(name))) is not None:
+            allowed = f"{meant}; a label that is called otherwise"
+            raise ConfigError(path, f"{name!r:.80} is no field; did you mean {meant!r}?", allowed)
         else:
             cast(dict[str, str], entry.setdefault("labels", {}))[name] = value
     if events:

@@ -146,6 +146,14 @@ def test_urls_are_endpoints_named_after_their_address() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"), [("dpRank=2", "dpRanks"), ("dp-ranks=2", "dpRanks"), ("Engine=sglang", "engine")]
+)
+def test_what_is_nearly_a_field_of_a_url_is_no_label(written: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"urls\[0\]: '.*' is no field; did you mean '{meant}'\?"):
+        pool_from_urls([f"http://h:8000?{written}"])
+
+
 def test_a_url_may_say_where_events_are() -> None:
     url = "http://10.0.0.7:8000?kvEvents=tcp://10.0.0.7:5557&replayEndpoint=tcp://10.0.0.7:5607&model=llama"
     assert pool_from_urls([url]).engines == (
