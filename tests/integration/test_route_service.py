@@ -157,7 +157,7 @@ async def test_endpoints_and_decisions_are_shown_and_odd_questions_are_refused()
         await chat(addresses, "two", "r2")
         listed = (await http.get("/v1/decisions", params={"limit": 1})).json()["decisions"]
         assert [one["id"] for one in listed] == ["r2"]
-        for query in ({"limit": "0"}, {"limit": "x"}, {"id": "nobody"}, {"what": "1"}):
+        for query in ({"limit": "0"}, {"limit": "x"}, {"id": "nobody"}, {"endpoint": "nope"}, {"what": "1"}):
             answer = await http.get("/v1/decisions", params=query)
             assert (answer.status_code, answer.json()["error"]["field"]) == (422, next(iter(query)))
         metrics = (await http.get("/metrics")).text

@@ -15,6 +15,9 @@ from kvatlas.serve.routing.explain import DecisionsAnswer, DecisionShown
 from kvatlas.serve.schema import ErrorAnswer, HealthAnswer, LocalityAnswer, PodsAnswer
 
 TIMEOUT_S = 30.0
+WORKER_TIMEOUT_S = 5.0
+"""For another worker of a service that answered."""
+WORKERS_MAX = 64
 
 A = TypeVar("A", bound=msgspec.Struct)
 
@@ -22,11 +25,20 @@ A = TypeVar("A", bound=msgspec.Struct)
 class ServiceClient:
     """Asks one service. Every method raises RequestError that says what to do."""
 
-    def __init__(self, url: str, token: str | None = None, *, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         self.url = url.rstrip("/")
+        self._token = token
+        self._transport = transport
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_S, transport=transport)
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, transport=transport)
         except (httpx.InvalidURL, ValueError) as error:
             raise RequestError(url, f"is no URL: {error}", 'name the service with --url, as "http://127.0.0.1:8080"') from None
 
@@ -47,6 +59,19 @@ class ServiceClient:
         content = self._ask("GET", f"/v1/decisions?{query}").content
         return self._read(content, DecisionsAnswer).decisions, content
 
+    def workers(self) -> tuple[str, tuple[ServiceClient, ...]]:
+        """Return which of several workers is asked ("0 of 4"), and a client for each of them, itself one; empty: it is alone.
+
+        Only itself where it does not know where the others are.
+        """
+        headers = self._ask("GET", "/v1/decisions?limit=1").headers
+        name = headers.get("x-kvatlas-worker", "")
+        ports = [int(port) for port in headers.get("x-kvatlas-api-ports", "").split() if port.isdecimal()]
+        own = name.partition(" ")[0]
+        if not ports or not own.isdecimal():
+            return name, (self,)
+        return name, tuple(self if place == int(own) else self._at(port) for place, port in enumerate(ports[:WORKERS_MAX]))
+
     def metrics(self) -> str:
         """Return the metrics' text."""
         return self._ask("GET", "/metrics").text
@@ -60,6 +85,12 @@ class ServiceClient:
         response = self._send("GET", "/readyz")
         health = self._read(response.content, HealthAnswer)
         return response.status_code == httpx.codes.OK, health.reason
+
+    def _at(self, port: int) -> ServiceClient:
+        """Return a client of the same host's other port, with a shorter wait."""
+        return ServiceClient(
+            str(httpx.URL(self.url).copy_with(port=port)), self._token, transport=self._transport, timeout_s=WORKER_TIMEOUT_S
+        )
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         response = self._send(method, path, body)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime
 from typing import Annotated
 
@@ -13,10 +12,11 @@ from rich.text import Text
 
 from kvatlas.cli.client import ServiceClient
 from kvatlas.cli.columns import Column, Gives, fitted
+from kvatlas.cli.decisions import decisions_of_all
 from kvatlas.cli.options import DEFAULT_URL, AsJson, ServiceToken, ServiceUrl
 from kvatlas.cli.score_parts import duration, endpoint_of, part_tables
-from kvatlas.cli.screen import show_table
-from kvatlas.serve.routing.explain import CandidateShown, DecisionShown, MatchShown, OutcomeShown, ProfileShown
+from kvatlas.cli.screen import screen, show_json, show_table
+from kvatlas.serve.routing.explain import CandidateShown, DecisionsAnswer, DecisionShown, MatchShown, OutcomeShown, ProfileShown
 
 GIVING_WAY = ("address", "prefilling", "kv", "running", "waiting", "in flight", "matched by", "endpoint")
 """What a narrow screen does without, the first one first."""
@@ -37,7 +37,7 @@ def explain(
     """Show why requests went where they went: the last ones as a list, or one in full.
 
     In full: who could have had it, what each held of the prompt, how busy each was, what each scorer gave and went by, and how
-    it went.
+    it went. Where several workers share a port, all are asked.
 
     Examples:
 
@@ -45,18 +45,22 @@ def explain(
         kvatlas explain 6f1c0a52-4f0e-4b51-9d5e-1a0c8e0f5d11
         kvatlas explain --endpoint default/llama-0 --json | jq '.decisions[].why'
     """
-    decisions, answer = ServiceClient(url, token).decisions(request_id, endpoint, limit)
+    found = decisions_of_all(ServiceClient(url, token), request_id, endpoint, limit)
+    decisions = found.decisions
     if json:
-        sys.stdout.write(answer.decode() + "\n")
+        show_json(DecisionsAnswer(decisions))
     elif request_id is not None:
         show_table(lambda width: _in_full(decisions[0], width))
     else:
-        show_table(lambda width: _listed(decisions, width))
+        show_table(lambda width: _listed(decisions, width, endpoint))
+    for problem in found.missing:
+        screen(stderr=True).print(f"Not of all workers: {problem}", soft_wrap=True)
 
 
-def _listed(decisions: tuple[DecisionShown, ...], width: int | None) -> RenderableType:
+def _listed(decisions: tuple[DecisionShown, ...], width: int | None, endpoint: str | None = None) -> RenderableType:
     if not decisions:
-        return Text("No such decision is kept. Send a request through the proxy or the gateway.")
+        others = "" if endpoint is None else f"Nothing kept went to {endpoint}; without --endpoint all is listed. "
+        return Text(f"No such decision is kept. {others}Send a request through the proxy or the gateway.")
     columns = [
         Column("request", [Text(one.id) for one in decisions], Gives.SHORTEN),
         Column("endpoint", [Text(_served_by(one)) for one in decisions], Gives.SHORTEN),

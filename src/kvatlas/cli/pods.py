@@ -78,8 +78,8 @@ def _watch(client: ServiceClient, wait_s: float) -> None:
 
 def _shown(streams: Sequence[PodStatus], width: int | None) -> RenderableType:
     if not streams:
-        remedy = "Let engines publish to the service's event address, or name them: kvatlas serve --engine ADDRESS"
-        return Text(f"No engine is known yet. {remedy}")
+        remedy = "Let engines publish to the service's event address, or name them: --engine ADDRESS of kvatlas serve and route"
+        return Text(f"No engine is known yet. {remedy}. What is wrong, kvatlas doctor says.")
     columns = [
         Column("pod", [Text(stream.pod) for stream in streams], Gives.SHORTEN),
         Column("model", [Text(stream.model or "?") for stream in streams], Gives.FOLD),

@@ -34,6 +34,12 @@ def test_every_worker_hears_all_others_and_those_of_other_replicas() -> None:
     assert route.peers_listen == ("ipc:///run/w/1", "tcp://*:5581", "ipc:///run/kvatlas.1")
 
 
+def test_workers_tell_where_all_their_apis_are_unless_each_took_a_free_port() -> None:
+    worker = Worker(1, 3, first_api_port=8080)
+    assert worker.headers == {"x-kvatlas-worker": "1 of 3", "x-kvatlas-api-ports": "8080 8081 8082"}
+    assert Worker(1, 3).headers == {"x-kvatlas-worker": "1 of 3"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "field"),
     [

@@ -19,6 +19,7 @@ from kvatlas.serve.workers.worker import Worker
 
 DECISIONS_DEFAULT = 20
 DECISIONS_MAX = 1_000
+NAMES_SHOWN = 8
 
 
 class RoutingRoutes:
@@ -29,7 +30,7 @@ class RoutingRoutes:
         self._router = router
         self._health = health
         self._worker = worker
-        self._headers = {} if worker is None else {"x-kvatlas-worker": str(worker)}
+        self._headers = {} if worker is None else worker.headers
 
     async def decisions(self, request: Request) -> Response:
         """Show the last decisions, newest first: who could have had each request, what each held and scored, how it went."""
@@ -40,7 +41,7 @@ class RoutingRoutes:
         if wanted is not None:
             logged = self._router.log.get(wanted)
             if logged is None:
-                remedy = "the last 1000 are; see /v1/decisions"
+                remedy = "the last ones are (route.decisionsKept); see /v1/decisions"
                 if self._worker is not None:
                     remedy += f". This is worker {self._worker}; others, at the next ports, have decisions of their own"
                 raise RequestError("id", f"no decision for {wanted!r:.80} is kept", remedy)
@@ -48,12 +49,21 @@ class RoutingRoutes:
         else:
             found = self._router.log.last(DECISIONS_MAX)
         chosen = [one for one in found if endpoint in (None, one.decision.target.name, one.decision.target.authority)]
+        if endpoint is not None and not chosen:
+            self._check_known(endpoint)
         return self._json(DecisionsAnswer(tuple(shown(one) for one in chosen[:limit])))
 
     async def endpoints(self, request: Request) -> Response:
         """Show everyone a request could be sent to, and how busy they are."""
         known_parameters(request.query_params, frozenset())
         return self._json(endpoints_shown(self._router, self._health, time.monotonic()))
+
+    def _check_known(self, endpoint: str) -> None:
+        pool = self._router.endpoints
+        if not any(endpoint in (one.name, one.authority) for one in pool):
+            names = ", ".join(sorted(one.name for one in pool)[:NAMES_SHOWN])
+            remedy = f"one of /v1/endpoints: {names}" if names else "no endpoint is there: see discovery's log lines"
+            raise RequestError("endpoint", f"no endpoint is called {endpoint!r:.80}", remedy)
 
     def _json(self, answer: msgspec.Struct) -> Response:
         return Response(msgspec.json.encode(answer), headers=self._headers, media_type=JSON)

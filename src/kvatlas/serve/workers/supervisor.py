@@ -94,7 +94,7 @@ class _Workers:
         while not self._stopping.asked.is_set():
             starts += 1
             started_s = time.monotonic()
-            process = await self._start(Worker(number, self._config.route.workers, starts))
+            process = await self._start(self._worker(number, starts))
             told = await _told(process)
             if told.addresses is not None:
                 _log.info("worker started", worker=number, pid=process.pid, starts=starts)
@@ -114,6 +114,9 @@ class _Workers:
                 await asyncio.wait_for(self._stopping.asked.wait(), wait_s)
         if not began.done():
             began.set_result(Started())
+
+    def _worker(self, number: int, starts: int) -> Worker:
+        return Worker(number, self._config.route.workers, starts, self._config.api.port or None)
 
     async def _start(self, worker: Worker) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
