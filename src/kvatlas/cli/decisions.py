@@ -41,6 +41,6 @@ def decisions_of_all(client: ServiceClient, request_id: str | None, endpoint: st
     decisions = sorted((one for each in answers if isinstance(each, tuple) for one in each), key=lambda one: -one.at_s)
     if len(errors) == len(answers):
         first = (refusals or errors)[0]
-        remedy = f"all {len(workers)} workers were asked" if not missing else f"not all workers answered: {'; '.join(missing)}"
-        raise RequestError(first.field, first.problem, remedy)
+        asked = f"not all workers answered: {'; '.join(missing)}" if missing else f"all {len(workers)} workers were asked"
+        raise RequestError(first.field, first.problem, asked if first.field == "id" else f"{first.remedy}; {asked}")
     return Found(tuple(decisions[:limit]), missing)
