@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +22,7 @@ from kvatlas.route.plugins import Conclusion
 from kvatlas.route.router import Router
 from kvatlas.route.scheduler import Scheduler
 from tests.integration.engines import engine, until, vllm_page
+from tests.models.following import beside, write_at_once
 
 A = EndpointName("default/a")
 B = EndpointName("default/b")
@@ -46,20 +44,7 @@ def idle_router() -> Router:
 
 def write(path: Path, **ports: int) -> None:
     endpoints = [{"name": name, "address": "127.0.0.1", "port": port} for name, port in ports.items()]
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps({"endpoints": endpoints}))
-    fresh.replace(path)
-
-
-@asynccontextmanager
-async def running(fleet: Fleet) -> AsyncIterator[None]:
-    task = asyncio.create_task(fleet.run())
-    try:
-        yield
-        assert not task.done()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    write_at_once(path, json.dumps({"endpoints": endpoints}))
 
 
 async def test_a_router_learns_who_is_there_how_busy_and_how_healthy(tmp_path: Path) -> None:
@@ -74,7 +59,7 @@ async def test_a_router_learns_who_is_there_how_busy_and_how_healthy(tmp_path: P
     async with engine(vllm_page(waiting=3)) as a:
         write(file, a=a.port)
         fleet = Fleet(make_discovery(settings, metrics), router, settings, metrics)
-        async with running(fleet):
+        async with beside(fleet.run()):
             async with engine(vllm_page(waiting=5)) as b:
                 await until(lambda: router.load(A).report is not None)
                 assert fleet.found.is_set()

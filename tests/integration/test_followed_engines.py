@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from kvatlas.config import Config, EngineSettings, IngestSettings, KeySettings, Seconds, ZmqSettings
@@ -14,6 +13,7 @@ from kvatlas.indexer import Indexer
 from kvatlas.ingest.publisher import EventPublisher
 from tests.integration.engines import until
 from tests.models.engine import ModelEngine
+from tests.models.following import beside, write_at_once
 
 PROMPT = [7] * 13
 
@@ -34,9 +34,7 @@ def describe(file: Path, *publishers: EventPublisher) -> None:
         }
         for place, publisher in enumerate(publishers)
     ]
-    fresh = file.with_suffix(".new")
-    fresh.write_text(json.dumps({"endpoints": entries}))
-    fresh.replace(file)
+    write_at_once(file, json.dumps({"endpoints": entries}))
 
 
 @asynccontextmanager
@@ -50,16 +48,9 @@ async def engine_that_served(prompt: list[int]) -> AsyncIterator[EventPublisher]
         yield publisher
 
 
-@asynccontextmanager
-async def following(file: Path, indexer: Indexer) -> AsyncIterator[None]:
+def following(file: Path, indexer: Indexer) -> AbstractAsyncContextManager[None]:
     discovery = FileDiscovery(file, interval_s=0.01, subscribe=indexer.follow)
-    task = asyncio.create_task(discovery.run(lambda _endpoints: None))
-    try:
-        yield
-        assert not task.done()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    return beside(discovery.run(lambda _endpoints: None))
 
 
 def pods(indexer: Indexer) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from kvatlas.errors import ConfigError
 from kvatlas.route.endpoint import Endpoint
 from tests.integration.engines import until
 from tests.integration.kube_api import KubeApi, kube_api, pod, pool, write_kubeconfig
+from tests.models.following import beside
 
 pytest.importorskip("kubernetes_asyncio")
 
@@ -49,13 +49,8 @@ async def discovering(api: KubeApi, folder: Path, **settings: object) -> AsyncIt
     config = folder / "kubeconfig"
     write_kubeconfig(config, api.url)
     wanted = KubernetesSettings(kubeconfig=str(config), retry_max=Seconds(0.3), **settings)  # type: ignore[arg-type]
-    task = asyncio.create_task(KubernetesDiscovery(wanted, failed=told.failed).run(told.changed))
-    try:
+    async with beside(KubernetesDiscovery(wanted, failed=told.failed).run(told.changed)):
         yield told
-        assert not task.done()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_ready_pods_of_a_pool_are_endpoints_one_for_each_port(tmp_path: Path) -> None:

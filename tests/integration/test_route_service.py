@@ -11,10 +11,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from kvatlas.cli.client import ServiceClient
 from kvatlas.config import load_config
@@ -26,6 +23,7 @@ from kvatlas.serve.routing.explain import DecisionShown
 from kvatlas.serve.service import Addresses, serve
 from tests.integration.running import FREE, running
 from tests.models.chats import DATA
+from tests.models.collector import collector
 from tests.models.http_engine import HttpEngine, engine
 
 TINY = DATA / "tinymodel"
@@ -199,16 +197,8 @@ async def test_a_router_without_endpoints_is_told_what_to_name() -> None:
 
 
 async def test_requests_are_traced_to_a_collector_and_engines_join_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    received: list[ExportTraceServiceRequest] = []
-
-    async def collect(request: web.Request) -> web.Response:
-        received.append(ExportTraceServiceRequest.FromString(await request.read()))
-        return web.Response()
-
-    app = web.Application()
-    app.router.add_post("/v1/traces", collect)
-    async with TestServer(app) as collector:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", str(collector.make_url("")).rstrip("/"))
+    async with collector() as (url, received):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
         async with fleet(1) as (addresses, engines):
             assert (await chat(addresses, "one", "r1")).status_code == 200
             await decision(addresses, "r1")

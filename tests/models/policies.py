@@ -128,6 +128,8 @@ class Best:
 
 
 class Single:
+    """Runs the only profile."""
+
     def next_profiles(
         self, cycle: Cycle, profiles: Mapping[str, Profile], runs: Mapping[str, ProfileRun | None]
     ) -> Sequence[str]:

@@ -16,6 +16,7 @@ from kvatlas.discovery.file import FileDiscovery
 from kvatlas.discovery.static import StaticDiscovery
 from kvatlas.errors import ConfigError
 from kvatlas.route.endpoint import Endpoint
+from tests.models.following import beside, write_at_once
 
 
 class Told:
@@ -48,24 +49,12 @@ class Told:
 async def watching(path: Path, watch: bool = True) -> AsyncIterator[Told]:
     told = Told()
     discovery = FileDiscovery(path, watch=watch, interval_s=0.005, subscribe=told.engines.append, failed=told.failed)
-    task = asyncio.create_task(discovery.run(told.changed))
-    try:
+    async with beside(discovery.run(told.changed)):
         yield told
-        assert not task.done()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def content(*names: str) -> str:
     return "endpoints:\n" + "".join(f"- {{name: {name}, address: 10.0.0.7, port: 8000}}\n" for name in names)
-
-
-def write(path: Path, text: str) -> None:
-    """Write in one go, so that nothing in between can be seen."""
-    fresh = path.with_suffix(".new")
-    fresh.write_text(text)
-    fresh.replace(path)
 
 
 def overwrite(path: Path, text: str) -> None:
@@ -98,7 +87,7 @@ async def test_what_is_written_in_place_is_seen_even_at_the_same_size_and_time(f
 async def test_a_file_renamed_over_it_is_seen(file: Path) -> None:
     async with watching(file) as told:
         await told.next()
-        write(file, content("c"))
+        write_at_once(file, content("c"))
         assert await told.next() == ["c"]
 
 
@@ -118,13 +107,13 @@ async def test_a_config_map_that_swaps_its_symlinks_is_seen(tmp_path: Path) -> N
 async def test_a_bad_file_leaves_endpoints_as_they_were_and_says_so_once(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with watching(file) as told:
         await told.next()
-        write(file, "endpoints: [")
+        write_at_once(file, "endpoints: [")
         await told.next_failure()
         remove(file)
         await told.next_failure()
-        write(file, content("a") + "- {name: b}\n")
+        write_at_once(file, content("a") + "- {name: b}\n")
         await told.next_failure()
-        write(file, content("a"))
+        write_at_once(file, content("a"))
         assert await told.next() == ["a"]
         assert told.pools.empty()
     assert told.failures == 3, "once for each problem, however often it was looked at"
@@ -137,7 +126,7 @@ async def test_a_file_that_comes_back_is_told_again(file: Path) -> None:
         await told.next()
         remove(file)
         await told.next_failure()
-        write(file, content("a", "b"))
+        write_at_once(file, content("a", "b"))
         assert await told.next() == ["a", "b"]
 
 
@@ -149,7 +138,7 @@ async def test_a_file_that_is_not_watched_is_read_once(file: Path) -> None:
 
 
 async def test_engines_whose_events_it_names_are_told_before_its_endpoints(file: Path) -> None:
-    write(file, 'endpoints: [{name: a, address: h, port: 1, kvEvents: {endpoint: "tcp://h:5557"}}]')
+    write_at_once(file, 'endpoints: [{name: a, address: h, port: 1, kvEvents: {endpoint: "tcp://h:5557"}}]')
     async with watching(file) as told:
         await told.next()
         assert [[engine.endpoint for engine in engines] for engines in told.engines] == [["tcp://h:5557"]]

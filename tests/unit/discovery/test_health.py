@@ -8,16 +8,10 @@ from kvatlas.discovery.endpoints import pool_from_urls
 from kvatlas.discovery.health import Health, HealthLimits, HealthState
 from kvatlas.route.endpoint import EndpointName
 from kvatlas.tokens.remote.breaker import Turn
+from tests.models.clock import Clock
 
 A = EndpointName("default/a:80")
 B = EndpointName("default/b:80")
-
-
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture

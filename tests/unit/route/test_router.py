@@ -25,6 +25,7 @@ from kvatlas.route.request import RouteRequest
 from kvatlas.route.router import Flight, Router
 from kvatlas.route.scheduler import NamedProducer, Scheduler
 from kvatlas.types import PodId
+from tests.models.policies import Single
 
 DONE = Outcome(end=End.DONE)
 
@@ -76,19 +77,7 @@ class Broken:
         raise OSError("the index is gone")
 
 
-class One:
-    """Runs the only profile."""
-
-    def next_profiles(
-        self, cycle: Cycle, profiles: Mapping[str, Profile], runs: Mapping[str, ProfileRun | None]
-    ) -> Sequence[str]:
-        return () if runs else tuple(profiles)
-
-    def conclude(self, cycle: Cycle, runs: Mapping[str, ProfileRun | None]) -> Conclusion | None:
-        return Conclusion(next(iter(runs)))
-
-
-class Split(One):
+class Split(Single):
     """The first profile decodes, the second one prefills."""
 
     def conclude(self, cycle: Cycle, runs: Mapping[str, ProfileRun | None]) -> Conclusion | None:
@@ -115,7 +104,7 @@ def router(
     scheduler = Scheduler(
         tuple(NamedProducer(type(one).__name__, one) for one in producers),  # type: ignore[arg-type]
         {one.name: one for one in profiles or (profile(),)},
-        handler or One(),  # type: ignore[arg-type]
+        handler or Single(),  # type: ignore[arg-type]
         failed=lambda _name, _error: None,
     )
     made = Router(scheduler, plugins, clock=lambda: 100.0, random=random.Random(1), healthy=healthy)

@@ -8,23 +8,20 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 
 from kvatlas.errors import ExpiredError, NoEndpointError, RouteError, SaturatedError, StoppingError
 from kvatlas.route.cycle import Candidate
 from kvatlas.route.flow.band import BandPlan
-from kvatlas.route.flow.plan import FlowPlan
 from kvatlas.route.flow.policies import FcfsOrdering, RoundRobinFairness
 from kvatlas.route.flow.saturation import ConcurrencyDetector, UtilizationDetector
-from kvatlas.route.flow.usage_limits import StaticUsageLimit
 from kvatlas.route.flow.waiting_room import WaitingRoom
 from kvatlas.route.outcome import End, Outcome
 from kvatlas.route.picker_config import build_router, read_config
 from kvatlas.route.request import RouteRequest
 from kvatlas.route.router import Flight
 from kvatlas.serve.admission import Admission, AdmissionEnd, admission_of
-from tests.unit.route.flow.fleet import candidate, plugin
+from tests.unit.route.flow.fleet import candidate, one_band, plugin
 
 
 class Alarm:
@@ -54,21 +51,11 @@ class Pool:
         self.ends: list[tuple[int, AdmissionEnd, float]] = []
         self.alarms: list[Alarm] = []
         band = BandPlan(requests_max, 10**6, plugin(RoundRobinFairness), plugin(FcfsOrdering))
-        plan = FlowPlan(
-            bands={},
-            default_band=band,
-            negative_band=band,
-            requests_max=None,
-            bytes_max=None,
-            ttl_s=60.0,
-            no_endpoint_ttl_s=60.0,
-            usage_limit=plugin(StaticUsageLimit),
-        )
         self.admission = Admission(
             detector or plugin(ConcurrencyDetector, maxConcurrency=places),
             self.candidates,
             lambda: self.now_s,
-            room=WaitingRoom(msgspec.structs.replace(plan, **more)) if flow else None,
+            room=WaitingRoom(one_band(band, **more)) if flow else None,
             observer=self,
             timer=self.timer,
         )

@@ -10,14 +10,7 @@ import pytest
 from kvatlas.errors import TokenizationError, TokenizationReason
 from kvatlas.tokens.remote.breaker import Breaker, BreakerState, Turn
 from kvatlas.tokens.remote.calls import Deadline, Places
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.models.clock import Clock
 
 
 @pytest.fixture

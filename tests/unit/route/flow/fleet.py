@@ -5,8 +5,13 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import msgspec
+
 from kvatlas.route.cycle import Candidate
 from kvatlas.route.endpoint import ROLE_LABEL, Endpoint, EndpointName
+from kvatlas.route.flow.band import BandPlan
+from kvatlas.route.flow.plan import FlowPlan
+from kvatlas.route.flow.usage_limits import StaticUsageLimit
 from kvatlas.route.load import EngineReport, InFlight, Load
 from kvatlas.route.parameters import read_parameters
 from kvatlas.route.plugins import Services
@@ -23,6 +28,21 @@ SERVICES = Services(plugin=_no_plugin, clock=lambda: 0.0, random=random.Random(0
 def plugin(kind: Any, **parameters: Any) -> Any:
     """Return a plugin with parameters as a configuration has them."""
     return kind(kind.__name__, read_parameters(kind.Parameters, parameters, kind.__name__), SERVICES)
+
+
+def one_band(band: BandPlan, **more: Any) -> FlowPlan:
+    """Return a plan with the same band for all priorities. ``more``: other fields."""
+    usual = FlowPlan(
+        bands={},
+        default_band=band,
+        negative_band=band,
+        requests_max=None,
+        bytes_max=None,
+        ttl_s=60.0,
+        no_endpoint_ttl_s=60.0,
+        usage_limit=plugin(StaticUsageLimit),
+    )
+    return msgspec.structs.replace(usual, **more)
 
 
 def candidate(

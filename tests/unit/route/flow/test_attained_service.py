@@ -20,14 +20,8 @@ from kvatlas.route.parameters import read_parameters
 from kvatlas.route.picker_config import build_router, read_config
 from kvatlas.route.plugins import Services
 from kvatlas.route.request import RouteRequest
+from tests.models.clock import Clock
 from tests.unit.route.flow.fleet import SERVICES, candidate, plugin
-
-
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def fairness(clock: Clock, **parameters: Any) -> ProgramAwareFairness:
@@ -55,7 +49,7 @@ def heads(**arrived_s: float) -> dict[str, Item]:
 
 
 def test_who_was_served_least_goes_first() -> None:
-    fair = fairness(Clock())
+    fair = fairness(Clock(0.0))
     serve(fair, "much", 1000)
     serve(fair, "some", 400, 100)
     assert fair.next_queue(heads(much=0, some=0)) == "some"
@@ -63,7 +57,7 @@ def test_who_was_served_least_goes_first() -> None:
 
 
 def test_an_output_token_costs_two_and_what_no_engine_told_is_estimated() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     fair = fairness(clock)
     serve(fair, "a", 10, 5)
     serve(fair, "b", None, None, estimated=7)
@@ -71,14 +65,14 @@ def test_an_output_token_costs_two_and_what_no_engine_told_is_estimated() -> Non
 
 
 def test_whose_request_waited_longest_goes_first_among_equals() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     clock.now_s = 10.0
     assert fairness(clock).next_queue(heads(late=9, early=1, middle=5)) == "early"
     assert fairness(clock).next_queue(heads(first=3, second=3)) == "first"
 
 
 def test_weights_say_how_much_waiting_counts() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     waiting = fairness(clock, lasWeightService=0.2, lasWeightHeadWait=0.8)
     serve(waiting, "old", 1000)
     clock.now_s = 1.0
@@ -87,14 +81,14 @@ def test_weights_say_how_much_waiting_counts() -> None:
 
 @pytest.mark.parametrize(("half_life_s", "left"), [(60, 25.0), (30, 6.25), (0, 100.0)])
 def test_what_was_served_fades(half_life_s: float, left: float) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     fair = fairness(clock, lasHalfLifeSeconds=half_life_s)
     serve(fair, "a", 100)
     assert fair.served("a", 120.0) == pytest.approx(left)
 
 
 def test_who_was_not_served_for_long_is_forgotten() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     fair = fairness(clock, lasHalfLifeSeconds=0, evictionTtlSeconds=100)
     serve(fair, "gone", 100)
     clock.now_s = 50.0
@@ -105,7 +99,7 @@ def test_who_was_not_served_for_long_is_forgotten() -> None:
 
 
 def test_tenants_are_bounded() -> None:
-    fair = fairness(Clock(), evictionTtlSeconds=0)
+    fair = fairness(Clock(0.0), evictionTtlSeconds=0)
     made, outcome = decision("x"), Outcome(end=End.DONE, prompt_tokens=1)
     for number in range(TENANTS_MAX + 5):
         request = RouteRequest(id="r", model="m", fairness_id=str(number))
@@ -114,7 +108,7 @@ def test_tenants_are_bounded() -> None:
 
 
 def test_a_band_asks_whose_turn_it_is() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     fair = fairness(clock)
     band = Band(BandPlan(100, 100, fair, plugin(FcfsOrdering)))
     for place, tenant in enumerate(["loud", "loud", "quiet"], 1):

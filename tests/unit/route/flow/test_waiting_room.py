@@ -22,9 +22,9 @@ from kvatlas.route.flow.policies import (
     RoundRobinFairness,
     SloDeadlineOrdering,
 )
-from kvatlas.route.flow.usage_limits import PriorityHoldback, StaticUsageLimit
+from kvatlas.route.flow.usage_limits import PriorityHoldback
 from kvatlas.route.flow.waiting_room import BANDS_MAX, WaitingRoom
-from tests.unit.route.flow.fleet import plugin
+from tests.unit.route.flow.fleet import one_band, plugin
 
 ROUND_ROBIN = plugin(RoundRobinFairness)
 STRICT = plugin(GlobalStrictFairness)
@@ -39,18 +39,7 @@ def plan(
     **more: Any,
 ) -> FlowPlan:
     """``requests_max`` and ``bytes_max`` are those of a band."""
-    band = BandPlan(requests_max, bytes_max, fairness, ordering)
-    usual = FlowPlan(
-        bands={},
-        default_band=band,
-        negative_band=band,
-        requests_max=None,
-        bytes_max=None,
-        ttl_s=60.0,
-        no_endpoint_ttl_s=60.0,
-        usage_limit=plugin(StaticUsageLimit),
-    )
-    return msgspec.structs.replace(usual, **more)
+    return one_band(BandPlan(requests_max, bytes_max, fairness, ordering), **more)
 
 
 def room(*arguments: Any, **more: Any) -> WaitingRoom:
