@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 from kvatlas.errors import ConfigError
 from kvatlas.netloc import netloc
@@ -16,11 +17,8 @@ def bind(section: str, host: str, port: int, *, reuse_port: bool = False, listen
     ``reuse_port``: shared with other processes that ask for the same. ``listen``: it takes connections from now on; else once
     it is listened on, and only then is it certain that the port is nobody else's.
     """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        raise ConfigError(f"{section}.host", f"{host!r} is no address: {error}", "an address of this machine") from None
-    bound = socket.socket(family, kind, protocol)
+    family, address = resolve(section, host, port)
+    bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if reuse_port:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -30,6 +28,19 @@ def bind(section: str, host: str, port: int, *, reuse_port: bool = False, listen
             bound.listen()
     except OSError as error:
         bound.close()
-        problem = f"cannot listen on {netloc(host, port)}: {error.strerror}"
-        raise ConfigError(f"{section}.port", problem, FREE_PORT) from None
+        raise taken(section, host, port, error) from None
     return bound
+
+
+def resolve(section: str, host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """Return family and address of what a host's name stands for. Waits for name servers. ConfigError where it is none."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise ConfigError(f"{section}.host", f"{host!r} is no address: {error}", "an address of this machine") from None
+    return family, address
+
+
+def taken(section: str, host: str, port: int, error: OSError) -> ConfigError:
+    """Return what is said where an address cannot be listened on."""
+    return ConfigError(f"{section}.port", f"cannot listen on {netloc(host, port)}: {error.strerror}", FREE_PORT)

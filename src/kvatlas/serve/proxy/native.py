@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import socket
 from collections.abc import Mapping
 from typing import Any
 
 from kvatlas import _native
 from kvatlas.config.proxy import ProxySettings
-from kvatlas.errors import ConfigError
 from kvatlas.mail import Mail
+from kvatlas.netloc import netloc
 from kvatlas.route.endpoint import Endpoint
+from kvatlas.serve.listening import resolve, taken
 from kvatlas.serve.proxy.call import Handle, Passed, PassEnd, Sent, Watcher
 from kvatlas.serve.proxy.errors import Break, ProxyError, UpstreamError
 from kvatlas.serve.proxy.headers import DROPPED_OF_ANSWERS, DROPPED_OF_REQUESTS
@@ -49,7 +48,7 @@ class NativeStack:
 
     async def start(self, handle: Handle) -> None:
         settings = self._settings
-        host = await _resolved(settings)
+        _, address = await asyncio.to_thread(resolve, "proxy", settings.host, settings.port)
         self._handle = handle
         mail = self._mail = Mail(_native.Mailbox())
         authorization = ["authorization"] if settings.token is not None or settings.engine_token is not None else []
@@ -63,7 +62,7 @@ class NativeStack:
         )
         try:
             self._door = _native.Door(
-                host,
+                str(address[0]),
                 settings.port,
                 settings.reuse_port,
                 settings.threads,
@@ -76,10 +75,8 @@ class NativeStack:
             )
         except OSError as error:
             mail.close()
-            problem = f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-            raise ConfigError("proxy.port", problem, "a free port of this machine, or 0 for any") from None
-        host, port = self._door.address()
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            raise taken("proxy", settings.host, settings.port, error) from None
+        self.url = f"http://{netloc(*self._door.address())}"
 
     async def stop(self, grace_s: float) -> None:
         if self._door is None or self._mail is None:
@@ -238,14 +235,3 @@ def _upstream_error(how: str, problem: str) -> UpstreamError:
 
 def _no_tls() -> UpstreamError:
     return UpstreamError(Break.NO_CONNECTION, "it wants TLS, which the native stack does not speak (set proxy.stack to python)")
-
-
-async def _resolved(settings: ProxySettings) -> str:
-    """Return the IP address to listen on."""
-    with contextlib.suppress(ValueError):
-        return str(ipaddress.ip_address(settings.host))
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError("proxy.host", f"{settings.host!r} is no address: {error}", "an address of this machine") from None
-    return str(found[0][4][0])

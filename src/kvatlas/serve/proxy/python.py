@@ -15,8 +15,9 @@ from multidict import CIMultiDict
 
 from kvatlas.config.proxy import ProxySettings
 from kvatlas.errors import ConfigError
+from kvatlas.netloc import netloc
 from kvatlas.route.endpoint import Endpoint
-from kvatlas.serve.proxy.address import bind
+from kvatlas.serve.listening import bind
 from kvatlas.serve.proxy.call import Handle, Passed, PassEnd, Reply, Sent, Watcher
 from kvatlas.serve.proxy.errors import Break, ProxyError, UpstreamError, as_refusal
 from kvatlas.serve.proxy.headers import Client, by_name, framing_problem, to_client, to_engine
@@ -57,13 +58,12 @@ class PythonStack:
         self.url = ""
 
     async def start(self, handle: Handle) -> None:
-        bound = bind(self._settings)
+        bound = bind("proxy", self._settings.host, self._settings.port, reuse_port=self._settings.reuse_port)
         self._connections = _Connections(handle, self._upstream, self._settings)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(self._connections, sock=bound, backlog=BACKLOG, ssl=self._tls)
-        host, port = bound.getsockname()[:2]
-        netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self.url = f"{'http' if self._tls is None else 'https'}://{netloc}"
+        scheme = "http" if self._tls is None else "https"
+        self.url = f"{scheme}://{netloc(*bound.getsockname()[:2])}"
 
     async def stop(self, grace_s: float) -> None:
         if self._listener is not None:

@@ -19,7 +19,7 @@ from kvatlas.config.proxy import ProxySettings
 from kvatlas.errors import WorkerError
 from kvatlas.observe.logs import configure_logs, get_logger
 from kvatlas.serve import service
-from kvatlas.serve.proxy.address import bind
+from kvatlas.serve.listening import bind
 from kvatlas.serve.stopping import Stopping, stopping_by
 from kvatlas.serve.workers.plan import SETTLED_S, check, plan_of, restart_in_s, write_plan
 from kvatlas.serve.workers.process import Started
@@ -180,6 +180,6 @@ def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None
 def _reserved(settings: ProxySettings) -> Iterator[int]:
     """Return the proxy's port, held for the workers by a socket that takes no connections. ConfigError where it is taken."""
     if not settings.reuse_port:  # else another process on the port would take a share of its connections, unnoticed
-        bind(settings).close()
-    with bind(msgspec.structs.replace(settings, reuse_port=True)) as held:
+        bind("proxy", settings.host, settings.port).close()
+    with bind("proxy", settings.host, settings.port, reuse_port=True) as held:
         yield held.getsockname()[1]
