@@ -2,7 +2,8 @@
 
 64 beginnings of 6 KB that come again and again, each time with another question behind them. Ours is all that an event loop
 asks for (``Tokenization.tokens``), with 32 prompts in flight: CPU time of the whole process, and of it the part of the loop's
-own thread, for which the interpreter is taken (Python threads, which the stores of Python need, come on top of it). Baseline: the ``tokenizers`` package alone, given the whole text.
+own thread, for which the interpreter is taken (Python threads, which the stores of Python need, come on top of it). Baseline:
+the ``tokenizers`` package alone, given the whole text.
 """
 
 from __future__ import annotations
