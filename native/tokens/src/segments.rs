@@ -1,10 +1,11 @@
 //! What is known: the tokens of text between two cuts, within a bound of memory.
 
 use crate::seams::Edge;
+use ahash::RandomState;
 use hashbrown::HashTable;
 use parking_lot::RwLock;
 use smallvec::SmallVec;
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, Hasher};
 
 /// A text between two cuts, and all else that its tokens depend on.
 #[derive(Clone, Copy)]
