@@ -4,7 +4,8 @@ Baseline: the ``tokenizers`` package alone, given the whole text. Ours is all th
 template, prefix store, tokens, block keys and the scores of 8 pods that hold the chat so far. Texts are those of a real trace
 of agents (LMCache's taubench, in ``tests/data/traces``). The trace itself is tokenized in the order of its time stamps, as
 completions and as chats, and the block keys of every request are compared with those of full tokenization.
-Last, block keys of other kinds than ours, in Rust and in Python.
+Then what the benchmark of the proxy sends (``completions.py``), in CPU time. Last, block keys of other kinds than ours, in Rust
+and in Python.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TypeVar
 import msgspec
 from tokenizers import Tokenizer
 
+from benchmarks import completions
 from benchmarks.result import Result, against, median, percentile
 from benchmarks.sides import Placement
 from kvatlas.config import load_config
@@ -48,7 +50,7 @@ TURN_CHARS = 400
 """What a turn adds to a chat: about a hundred tokens."""
 TURNS = 15
 CHATS = 3
-STORES = ("trie", "chunks")
+STORES = ("segments", "trie", "chunks")
 WARM_SHARE = 0.1
 """Aim: of full tokenization, what the next turn of a known chat costs."""
 
@@ -71,11 +73,13 @@ def run(*, quick: bool, place: Placement, tokenizer: Path | None = None) -> list
     for store in STORES:
         for tokens in (1_000, 8_000, 32_000) if quick else (1_000, 2_000, 4_000, 8_000, 16_000, 32_000):
             results += _one_size(directory, store, tokens, words, alone)
-    completions = [TextPrompt(model=MODEL, text=asked.input, add_special_tokens=False) for asked in requests]
+    asked_as_text = [TextPrompt(model=MODEL, text=asked.input, add_special_tokens=False) for asked in requests]
     chats = [_chat(asked.input.split("\n\n")) for asked in requests]
     for store in STORES:
-        results += _trace(directory, store, "completions", completions, alone)
+        results += _trace(directory, store, "completions", asked_as_text, alone)
         results += _trace(directory, store, "chats", chats, alone)
+        with _ours(directory, store) as (_, tokenization):
+            results += completions.measure(NAME, store, tokenization, MODEL, alone, prompts=500 if quick else 2_000)
     return results + _keys()
 
 

@@ -5,7 +5,20 @@ from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
 
-__all__ = ["VERSION", "Call", "Core", "Door", "Mailbox", "Scores", "block_keys", "decode"]
+__all__ = [
+    "VERSION",
+    "Call",
+    "Core",
+    "Door",
+    "EncoderThreads",
+    "Mailbox",
+    "Scores",
+    "SegmentEncoder",
+    "SegmentStore",
+    "TextEncoder",
+    "block_keys",
+    "decode",
+]
 
 VERSION: str
 
@@ -182,6 +195,57 @@ class Mailbox:
 
     def take(self) -> list[tuple[int, Any]]:
         """Take all letters: ticket and content, in the order in which they were put."""
+
+@final
+class TextEncoder:
+    """A tokenizer, from its JSON. Texts' own tokens as the bytes of an array('I'). ValueError for what has none."""
+
+    def __new__(cls, json: str, special_as_text: bool) -> TextEncoder: ...
+    def ids(self, text: str) -> bytes: ...
+    def encode(self, text: str) -> tuple[bytes, bytes]:
+        """Return the tokens, and where they end, in characters."""
+
+@final
+class SegmentStore:
+    """Tokens of what lies between seams, of any number of tokenizers."""
+
+    def __new__(cls, bytes_max: int) -> SegmentStore: ...
+    def held(self) -> tuple[int, int, int, int, int]:
+        """Return entries, bytes of text, tokens, estimated memory in bytes, evicted entries."""
+
+@final
+class SegmentEncoder:
+    """A tokenizer that remembers segments of texts. Every call releases the GIL."""
+
+    def __new__(
+        cls,
+        encoder: TextEncoder,
+        store: SegmentStore,
+        letters: str,
+        newlines: bool,
+        specials: list[tuple[str, int]],
+        audit_every: int,
+    ) -> SegmentEncoder: ...
+    @property
+    def off(self) -> str | None: ...
+    def tokens(self, text: str) -> tuple[bytes, int, str | None]:
+        """Return tokens, how many of them were known, and why nothing known is used from here on."""
+
+    def prefix(self, text: str) -> bytes:
+        """Return the known ones of a text's first tokens."""
+
+    def stats(self) -> tuple[int, int, int, int, int, int]:
+        """Return what ``EncoderStats`` has."""
+
+@final
+class EncoderThreads:
+    """Threads that make tokens without taking the interpreter."""
+
+    def __new__(cls, threads: int) -> EncoderThreads: ...
+    def submit(self, encoder: SegmentEncoder, text: str, mailbox: Mailbox, ticket: int) -> None:
+        """Have ``((tokens, known, off), seconds)`` put into a mailbox; what went wrong, as a text, where there are none."""
+
+    def close(self) -> None: ...
 
 @final
 class Core:

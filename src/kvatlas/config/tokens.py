@@ -57,11 +57,17 @@ class PrefixStoreSettings(msgspec.Struct, frozen=True, kw_only=True, rename="cam
     """Tokens of text prefixes that were seen before, so that a chat's next turn costs what is new in it."""
 
     kind: Annotated[
-        Literal["trie", "chunks", "none"],
-        Meta(description="trie: a prefix tree, to the character; chunks: hashed pieces of text, less memory; none."),
-    ] = "trie"
+        Literal["segments", "trie", "chunks", "none"],
+        Meta(
+            description=(
+                "segments: words and whatever lies between two seams, in the native core; as trie without it, and for "
+                "tokenizers that it does not read. trie: a prefix tree, to the character; chunks: hashed pieces of text, less "
+                "memory; none."
+            )
+        ),
+    ] = "segments"
     bytes_max: Annotated[
-        Annotated[Bytes, Meta(ge=1 << 20)], Meta(description="Estimated memory; beyond it the least recently used go.")
+        Annotated[Bytes, Meta(ge=1 << 20)], Meta(description="Estimated memory of each; beyond it the least recently used go.")
     ] = Bytes(256 << 20)
     chunk_chars: Annotated[int, Meta(ge=16, le=65536, description="Characters of one chunk.")] = 256
 

@@ -20,9 +20,10 @@ from kvatlas.results import Query, TokensFailure, TokensInfo
 from kvatlas.serve.gate import Slot
 from kvatlas.serve.queries import checked_tokens, make_query
 from kvatlas.serve.schema import ChatBody, CompletionBody, LlmdChatBody, LlmdCompletionBody, PromptBody, ScoreBody, TokenizeBody
+from kvatlas.tokens.pending import PendingTokens
 from kvatlas.tokens.prompts import ChatPrompt, Prompt, TextPrompt, Truncation
 from kvatlas.tokens.results import Tokenized
-from kvatlas.tokens.tokenization import PendingTokens, Policy, Tokenization, Waiting, estimate
+from kvatlas.tokens.tokenization import Policy, Tokenization, Waiting, estimate
 from kvatlas.types import MultimodalItem
 
 T = TypeVar("T")

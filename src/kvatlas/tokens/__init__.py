@@ -5,10 +5,11 @@ tokens = tokenization.tokenize(ChatPrompt(model="llama", messages=[{"role": "use
 best = indexer.score(Query(tokens.token_ids, model="llama", multimodal=tokens.multimodal)).pods[0]
 """
 
+from kvatlas.tokens.pending import PendingTokens
 from kvatlas.tokens.prompts import ChatPrompt, Prompt, TextPrompt, Truncation
 from kvatlas.tokens.results import Backend, Estimate, Tokenized, TokenSource
 from kvatlas.tokens.setup import make_tokenization
-from kvatlas.tokens.tokenization import PendingTokens, Policy, Tokenization, Waiting, estimate
+from kvatlas.tokens.tokenization import Policy, Tokenization, Waiting, estimate
 
 __all__ = [
     "Backend",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from kvatlas.tokens.prompts import ChatPrompt, Prompt
 from kvatlas.tokens.seams import Seams
+
+if TYPE_CHECKING:
+    from kvatlas import _native
 
 
 class Encoding(msgspec.Struct, frozen=True):
@@ -31,6 +34,11 @@ class TextTokenizer(Protocol):
     @property
     def after(self) -> array[int]:
         """What it puts behind a text."""
+        ...
+
+    @property
+    def native(self) -> _native.TextEncoder | None:
+        """The native core's twin of it, if there is one: the same tokens."""
         ...
 
     def seams(self) -> Seams:

@@ -60,6 +60,7 @@ class Seams:
         """``specials``: texts of tokens behind which a text is cut. ``text``: letters beside which it is cut, or None."""
         self.specials = dict(specials)
         self.text = text is not None
+        self.letters = text or ""
         self.newlines = text is not None and newlines
         self.reasons = reasons
         parts = []

@@ -15,6 +15,7 @@ from kvatlas.tokens.local.mistral import load_mistral
 from kvatlas.tokens.remote.render import RendererBackend
 from kvatlas.tokens.remote.service import ServiceBackend
 from kvatlas.tokens.results import Backend
+from kvatlas.tokens.segments import KnownSegments
 from kvatlas.tokens.stores import PrefixStore
 from kvatlas.tokens.stores.chunks import ChunkStore
 from kvatlas.tokens.stores.trie import TrieStore
@@ -60,14 +61,24 @@ def make_local(settings: TokenSettings) -> LocalBackend:
     return LocalBackend(
         tokenizers,
         _make_store(settings.store),
+        segments=_make_segments(settings.store),
         text_chars_max=settings.text_chars_max,
         max_model_len=settings.max_model_len,
     )
 
 
 def _make_store(settings: PrefixStoreSettings) -> PrefixStore | None:
-    if settings.kind == "trie":
+    if settings.kind in ("segments", "trie"):
         return TrieStore(settings.bytes_max)
     if settings.kind == "chunks":
         return ChunkStore(settings.bytes_max, settings.chunk_chars)
     return None
+
+
+def _make_segments(settings: PrefixStoreSettings) -> KnownSegments | None:
+    if settings.kind != "segments":
+        return None
+    try:
+        return KnownSegments(settings.bytes_max)
+    except (ImportError, AttributeError):
+        return None  # no native core: `kvatlas doctor` says why

@@ -8,8 +8,8 @@ import enum
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
 from functools import partial
 
 import msgspec
@@ -20,9 +20,11 @@ from kvatlas.observe.metrics import Metrics
 from kvatlas.observe.scrape import TokensState
 from kvatlas.tokens.incremental import EncoderStats
 from kvatlas.tokens.local.backend import LocalBackend
+from kvatlas.tokens.native_threads import NativeThreads
+from kvatlas.tokens.pending import STORED_WAIT_S, PendingTokens, counted, too_late
 from kvatlas.tokens.prompts import ChatPrompt, Prompt, TextPrompt
 from kvatlas.tokens.results import Backend, Estimate, RemoteBackend, Tokenized
-from kvatlas.tokens.workers import Workers
+from kvatlas.tokens.workers import Workers, too_many
 
 _log = get_logger(__name__)
 
@@ -31,9 +33,6 @@ BYTES_PER_TOKEN = 4
 
 STORED_THREADS = 2
 """Threads that look into the store only: these never wait behind a long prompt."""
-
-STORED_WAIT_S = 0.25
-"""How long what a store knows may take to come."""
 
 
 class Policy(enum.Enum):
@@ -79,6 +78,9 @@ class Tokenization:
         self._warm = tuple(warm)
         self._warming: threading.Thread | None = None
         self._health = _Health()
+        self._threads = workers
+        self._room = workers + queue_max
+        self._native: NativeThreads | None = None
         self._exact: Workers[Tokenized] = Workers(workers, queue_max, "kvatlas-tokenize")
         self._stored: Workers[Tokenized] = Workers(STORED_THREADS, queue_max, "kvatlas-stored")
         metrics.observe_tokens(self.state)
@@ -91,12 +93,12 @@ class Tokenization:
     @property
     def in_flight(self) -> int:
         """Prompts that are tokenized now or wait for it."""
-        return self._exact.in_flight
+        return self._exact.in_flight + (self._native.in_flight if self._native else 0)
 
     @property
     def shared(self) -> int:
         """Times that a prompt in flight served another request for the same."""
-        return self._exact.shared
+        return self._exact.shared + (self._native.shared if self._native else 0)
 
     def ask(self, prompt: Prompt, waiting: Waiting | None = None) -> PendingTokens:
         """Begin to tokenize a prompt; hashing it is all that happens in this thread. TokenizationError where too much waits."""
@@ -113,6 +115,18 @@ class Tokenization:
     def tokenize(self, prompt: Prompt, waiting: Waiting | None = None) -> Tokenized:
         """Return a prompt's tokens; waits for them. Raises TokenizationError."""
         return self.ask(prompt, waiting).result()
+
+    async def tokens(self, prompt: Prompt, waiting: Waiting | None = None) -> Tokenized:
+        """Return a prompt's tokens. Raises TokenizationError.
+
+        As ``ask(prompt).wait()``, but where the native core can do it alone, no Python thread works on it.
+        """
+        waiting = waiting or self.waiting
+        if waiting.policy is Policy.EXACT and self.local is not None:
+            found = await self._from_native(self.local, prompt, waiting.timeout_s)
+            if found is not None:
+                return found
+        return await self.ask(prompt, waiting).wait()
 
     def warm(self) -> None:
         """Begin to load tokenizers, so that no request waits for that. Returns at once; what fails is logged."""
@@ -139,19 +153,19 @@ class Tokenization:
     def state(self) -> TokensState:
         """Return what is held and waited for, as metrics show it."""
         local = self.local
-        store = local.store.stats() if local and local.store else None
+        known = [some.stats() for some in local.known_texts] if local else []
         encoders = local.encoder_stats() if local else EncoderStats()
         circuits: dict[str, str] = {}
         for backend in self._backends:
             if isinstance(backend, RemoteBackend):
                 circuits.update(backend.circuits())
         return TokensState(
-            in_flight=self._exact.in_flight,
-            shared=self._exact.shared,
+            in_flight=self.in_flight,
+            shared=self.shared,
             tokenizers=len(local.tokenizers.loaded()) if local else 0,
-            store_bytes=store.bytes_estimated if store else 0,
-            store_entries=store.entries if store else 0,
-            store_evicted=store.evicted if store else 0,
+            store_bytes=sum(stats.bytes_estimated for stats in known),
+            store_entries=sum(stats.entries for stats in known),
+            store_evicted=sum(stats.evicted for stats in known),
             store_mismatches=encoders.mismatches,
             store_audit_failures=encoders.audit_failures,
             circuits=circuits,
@@ -159,10 +173,37 @@ class Tokenization:
 
     def close(self) -> None:
         """Let go of threads and connections. What waits fails."""
+        if self._native is not None:
+            self._native.close()
         self._exact.close()
         self._stored.close()
         for backend in self._backends:
             backend.close()
+
+    async def _from_native(self, local: LocalBackend, prompt: Prompt, timeout_s: float) -> Tokenized | None:
+        """Return the tokens of a prompt that the native core can tokenize, and None for others."""
+        try:
+            work = local.native_work(prompt)
+        except TokenizationError:
+            return None  # ask() raises it, if no other backend knows more
+        if work is None:
+            return None
+        with counted(self._failed, timeout_s):
+            threads = self._native_threads()
+            if threads is None:
+                return None
+            if self.in_flight >= self._room and not threads.knows(prompt):
+                raise too_many(self._room)
+            return await threads.tokens(prompt, work, timeout_s)
+
+    def _native_threads(self) -> NativeThreads | None:
+        """Return the threads that serve the running event loop: the first one that asks."""
+        if self._native is None:
+            self._native = NativeThreads.here(self._threads, self._made)
+        return self._native if self._native.serves(asyncio.get_running_loop()) else None
+
+    def _made(self, found: Tokenized, seconds: float) -> None:
+        self._metrics.tokenized(found.source.value, seconds, len(found.token_ids), found.tokens_stored)
 
     def _begin(self, key: Hashable, prompt: Prompt, timeout_s: float) -> Future[Tokenized]:
         try:
@@ -183,7 +224,7 @@ class Tokenization:
         for backend in self._backends:
             left_s = timeout_s - (time.perf_counter() - began)
             if left_s <= 0:
-                failure = _too_late(timeout_s)
+                failure = too_late(timeout_s)
                 break
             try:
                 found = backend.tokenize(prompt, left_s)
@@ -194,8 +235,7 @@ class Tokenization:
                     break
             else:
                 self._health.works(backend)
-                seconds = time.perf_counter() - began
-                self._metrics.tokenized(found.source.value, seconds, len(found.token_ids), found.tokens_stored)
+                self._made(found, time.perf_counter() - began)
                 return found
         raise failure
 
@@ -208,8 +248,7 @@ class Tokenization:
             began = time.perf_counter()
             self._later(key, prompt, timeout_s)
             found = local.known(prompt)
-            seconds = time.perf_counter() - began
-            self._metrics.tokenized(found.source.value, seconds, len(found.token_ids), found.tokens_stored)
+            self._made(found, time.perf_counter() - began)
             return found
 
         return self._stored.submit(key, work)
@@ -220,60 +259,6 @@ class Tokenization:
 
     def _failed(self, error: TokenizationError) -> None:
         self._metrics.tokenization_failed(error.reason.value)
-
-
-class PendingTokens:
-    """Tokens to come: :meth:`result` waits in a thread, :meth:`wait` in an event loop. Both raise TokenizationError."""
-
-    def __init__(
-        self,
-        first: Future[Tokenized],
-        first_s: float,
-        failed: Callable[[TokenizationError], None],
-        *,
-        then: Callable[[], Future[Tokenized]] | None = None,
-    ) -> None:
-        """``then``: what is waited for where the first does not come in time. ``failed``: told each failure, once a caller."""
-        self._first = first
-        self._first_s = first_s
-        self._failed = failed
-        self._then = then
-
-    def result(self) -> Tokenized:
-        """Block until they are there."""
-        with self._counted():
-            try:
-                return self._first.result(self._first_s)
-            except TimeoutError:
-                if self._then is None:
-                    raise
-            return self._then().result(STORED_WAIT_S)
-
-    async def wait(self) -> Tokenized:
-        """Wait until they are there. Cancelling ends the waiting, not the work."""
-        with self._counted():
-            try:
-                return await _within(self._first, self._first_s)
-            except TimeoutError:
-                if self._then is None:
-                    raise
-            return await _within(self._then(), STORED_WAIT_S)
-
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
-        try:
-            yield
-        except TokenizationError as error:
-            self._failed(error)
-            raise
-        except TimeoutError:
-            late = _too_late(self._first_s)
-            self._failed(late)
-            raise late from None
-        except CancelledError:
-            closed = TokenizationError(TokenizationReason.BUSY, "prompt", "the tokenizer is closed", "ask again later")
-            self._failed(closed)
-            raise closed from None
 
 
 def estimate(prompt: Prompt) -> Estimate:
@@ -291,18 +276,6 @@ def _chars(value: object) -> int:
     return sum(map(_chars, value)) if isinstance(value, list | tuple) else 0
 
 
-async def _within(future: Future[Tokenized], seconds: float) -> Tokenized:
-    """Wait for shared work: it goes on when the waiting ends."""
-    waiting: asyncio.Future[Tokenized] = asyncio.wrap_future(future)
-    waiting.add_done_callback(_look_at)
-    return await asyncio.wait_for(asyncio.shield(waiting), seconds)
-
-
-def _look_at(future: asyncio.Future[Tokenized]) -> None:
-    if not future.cancelled():
-        future.exception()  # nobody may be waiting any more
-
-
 def _key(prompt: Prompt) -> Hashable:
     """Return what two equal prompts have in common, and no others."""
     if isinstance(prompt, TextPrompt):
@@ -312,15 +285,6 @@ def _key(prompt: Prompt) -> Hashable:
         return hashlib.blake2b(msgspec.msgpack.encode(prompt), digest_size=32).digest()
     except (TypeError, ValueError, OverflowError, RecursionError):
         return id(prompt)  # odd input: it is refused later, with its field
-
-
-def _too_late(timeout_s: float) -> TokenizationError:
-    return TokenizationError(
-        TokenizationReason.TIMEOUT,
-        "prompt",
-        f"its tokens were not there within {timeout_s:g} s",
-        "ask again (the work goes on), route without precise scoring, or raise tokens.timeout",
-    )
 
 
 def _worth_telling(known: TokenizationError, new: TokenizationError) -> TokenizationError:

@@ -36,19 +36,14 @@ class Workers(Generic[T]):
                 self.shared += 1
                 return known
             if len(self._in_flight) >= self._room:
-                raise TokenizationError(
-                    TokenizationReason.BUSY,
-                    "prompt",
-                    f"{self._room} prompts are tokenized or wait for it (tokens.queueMax)",
-                    "ask again later, or route without precise scoring",
-                )
+                raise too_many(self._room)
             future: Future[T] = Future()
             self._in_flight[key] = future
         try:
             self._pool.submit(self._run, key, future, work)
         except RuntimeError:  # closed meanwhile
             self._end(key)
-            raise TokenizationError(TokenizationReason.BUSY, "prompt", "the tokenizer is closed", "start it again") from None
+            raise closed() from None
         return future
 
     def close(self) -> None:
@@ -75,3 +70,14 @@ class Workers(Generic[T]):
     def _end(self, key: Hashable) -> None:
         with self._lock:
             self._in_flight.pop(key, None)
+
+
+def too_many(room: int) -> TokenizationError:
+    """Return what is said where no more than ``room`` prompts may wait."""
+    problem = f"{room} prompts are tokenized or wait for it (tokens.queueMax)"
+    return TokenizationError(TokenizationReason.BUSY, "prompt", problem, "ask again later, or route without precise scoring")
+
+
+def closed() -> TokenizationError:
+    """Return what is said after the end."""
+    return TokenizationError(TokenizationReason.BUSY, "prompt", "the tokenizer is closed", "start it again")

@@ -26,7 +26,7 @@ TINY = DATA / "tinymodel"
 BOS, EOS = 0, 1
 HELLO = {"role": "user", "content": "hello"}
 LONG = " ".join(f"Sentence {number} says that prefixes are known, naïvely or not." for number in range(60))
-STORES = ("trie", "chunks")
+STORES = ("segments", "trie", "chunks")
 
 
 def local(directory: Path = TINY, *overrides: str, store: str = "trie") -> LocalBackend:
@@ -104,7 +104,7 @@ def test_mistral_texts_have_the_same_bound(mistral: Path) -> None:
 def test_half_of_a_surrogate_pair_is_refused_where_it_stands(store: str) -> None:
     backend = local(store=store)
     backend.tokenize(text("loads"))
-    for ask in (backend.tokenize, backend.known) if backend.store else (backend.tokenize,):
+    for ask in (backend.tokenize, backend.known) if backend.known_texts else (backend.tokenize,):
         for of in ("\ud800", LONG + "\udfff", "a\ud83d \ude42b"):
             error = refusal(ask, text(of))
             assert (error.reason, error.field) == (TokenizationReason.BAD_TEXT, "prompt")

@@ -133,7 +133,7 @@ class Dispatcher:
             return self._untold(request, TokenizationReason.NO_BACKEND)
         try:
             prompt = named(asked.prompt, self._bounds.tokenizers, self._bounds.aliases)
-            told = await self._tokenization.ask(prompt, self._waiting).wait()
+            told = await self._tokenization.tokens(prompt, self._waiting)
         except TokenizationError as error:
             return self._untold(request, error.reason)
         return msgspec.structs.replace(

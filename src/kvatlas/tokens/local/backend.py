@@ -1,41 +1,60 @@
-"""Prompts become tokens in this process: the model's tokenizer, helped by the tokens of known prefixes from a store."""
+"""Prompts become tokens in this process: the model's tokenizer, helped by what is known of texts that came before."""
 
 from __future__ import annotations
 
 import threading
 import weakref
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
 from kvatlas.errors import TokenizationError, TokenizationReason
-from kvatlas.tokens.encoding import LocalTokenizer
+from kvatlas.tokens.encoding import LocalTokenizer, TextTokenizer
 from kvatlas.tokens.excerpt import first_tokens, is_far_longer, last_tokens
-from kvatlas.tokens.incremental import EncoderStats, IncrementalEncoder
+from kvatlas.tokens.incremental import EncoderStats, Incremental, IncrementalEncoder
 from kvatlas.tokens.local.loaded import LoadedTokenizers
-from kvatlas.tokens.prompts import ChatPrompt, Prompt
+from kvatlas.tokens.prompts import ChatPrompt, Prompt, TextPrompt
 from kvatlas.tokens.results import Tokenized, TokenSource
+from kvatlas.tokens.segments import KnownSegments, SegmentEncoder
 from kvatlas.tokens.stores import PrefixStore
 from kvatlas.tokens.truncation import tokens_kept, trim_text, truncate
 
 
+class NativeWork(msgspec.Struct, frozen=True):
+    """A prompt whose text the native core can tokenize, and what Python makes of its tokens."""
+
+    encoder: SegmentEncoder
+    text: str
+    answer: Callable[[Incremental], Tokenized]
+    """Raises TokenizationError."""
+
+
 class LocalBackend:
-    """Tokenizes with loaded tokenizers. ``store``: None does without one."""
+    """Tokenizes with loaded tokenizers.
+
+    ``segments`` knows texts of tokenizers that have a native twin, ``store`` those of all others; None does without.
+    """
 
     def __init__(
         self,
         tokenizers: LoadedTokenizers,
         store: PrefixStore | None,
         *,
+        segments: KnownSegments | None = None,
         text_chars_max: int,
         max_model_len: Mapping[str, int] | None = None,
     ) -> None:
         self.tokenizers = tokenizers
-        self.store = store
+        self.known_texts = tuple(some for some in (segments, store) if some is not None)
+        """What holds known texts."""
+        self._segments = segments
+        self._store = store
         self._text_chars_max = text_chars_max
         self._max_model_len = max_model_len or {}
-        self._encoders: weakref.WeakKeyDictionary[LocalTokenizer, IncrementalEncoder] = weakref.WeakKeyDictionary()
+        self._encoders: weakref.WeakKeyDictionary[LocalTokenizer, IncrementalEncoder | SegmentEncoder] = (
+            weakref.WeakKeyDictionary()
+        )
         self._lock = threading.Lock()
 
     def tokenize(self, prompt: Prompt, timeout_s: float = 0.0) -> Tokenized:
@@ -47,9 +66,24 @@ class LocalBackend:
             tokens, stored = self._encode(tokenizer, prompt)
         return self._answer(tokenizer, prompt, tokens, stored)
 
+    def native_work(self, prompt: Prompt) -> NativeWork | None:
+        """Return a prompt as work for the native core; None where it needs Python first. Loads nothing, costs next to nothing.
+
+        Raises TokenizationError.
+        """
+        if not isinstance(prompt, TextPrompt) or prompt.truncation is not None:
+            return None
+        tokenizer = self.tokenizers.peek(prompt.model)
+        with self._lock:
+            encoder = None if tokenizer is None else self._encoders.get(tokenizer)
+        if tokenizer is None or not isinstance(encoder, SegmentEncoder):
+            return None
+        text = trim_text(self._text(tokenizer, prompt), None, self._limit(tokenizer, prompt), tokenizer.chars_per_token_max)
+        return NativeWork(encoder, text, lambda found: self._answer(tokenizer, prompt, *_around(tokenizer, prompt, found)))
+
     def stores(self, prompt: Prompt) -> bool:
-        """Tell whether a store may know the beginning of a prompt: not where it is cut, or becomes tokens in one step."""
-        if self.store is None or prompt.truncation is not None:
+        """Tell whether the beginning of a prompt may be known: not where it is cut, or becomes tokens in one step."""
+        if not self.known_texts or prompt.truncation is not None:
             return False
         tokenizer = self.tokenizers.peek(prompt.model)
         return tokenizer is None or tokenizer.text is not None
@@ -105,15 +139,12 @@ class LocalBackend:
         encoder = self._encoder(tokenizer)
         excerpt = self._excerpt(tokenizer, prompt, text)
         if excerpt is not None:
-            tokens, stored = excerpt, 0
+            found = Incremental(excerpt, 0)
         elif encoder is None:
-            tokens, stored = tokenizer.text.ids(text), 0
+            found = Incremental(tokenizer.text.ids(text), 0)
         else:
             found = encoder.encode(text)
-            tokens, stored = found.token_ids, found.tokens_stored
-        if prompt.add_special_tokens:
-            tokens = tokenizer.text.before + tokens + tokenizer.text.after
-        return tokens, stored
+        return _around(tokenizer, prompt, found)
 
     def _excerpt(self, tokenizer: LocalTokenizer, prompt: Prompt, text: str) -> array[int] | None:
         """Return at least those of a text's tokens that its truncation keeps, where the text has far more than them."""
@@ -160,17 +191,25 @@ class LocalBackend:
                 ) from None
         return text
 
-    def _encoder(self, tokenizer: LocalTokenizer) -> IncrementalEncoder | None:
-        if self.store is None or tokenizer.text is None:
+    def _encoder(self, tokenizer: LocalTokenizer) -> IncrementalEncoder | SegmentEncoder | None:
+        if not self.known_texts or tokenizer.text is None:
             return None
         with self._lock:
             encoder = self._encoders.get(tokenizer)
         if encoder is None:
-            space = f"{tokenizer.name}@{tokenizer.revision}"
-            made = IncrementalEncoder(tokenizer.text, tokenizer.text.seams(), self.store, space)  # takes a while: unlocked
-            with self._lock:
-                encoder = self._encoders.setdefault(tokenizer, made)
+            made = self._made(tokenizer, tokenizer.text)  # takes a while: unlocked
+            if made is not None:
+                with self._lock:
+                    encoder = self._encoders.setdefault(tokenizer, made)
         return encoder
+
+    def _made(self, tokenizer: LocalTokenizer, text: TextTokenizer) -> IncrementalEncoder | SegmentEncoder | None:
+        space = f"{tokenizer.name}@{tokenizer.revision}"
+        if self._segments is not None:
+            made = self._segments.encoder(text, space)
+            if made is not None:
+                return made
+        return None if self._store is None else IncrementalEncoder(text, text.seams(), self._store, space)
 
     def _limit(self, tokenizer: LocalTokenizer, prompt: Prompt) -> int | None:
         return self._max_model_len.get(prompt.model, tokenizer.max_model_len)
@@ -188,3 +227,11 @@ class LocalBackend:
             revision=tokenizer.revision,
             tokens_stored=stored,
         )
+
+
+def _around(tokenizer: LocalTokenizer, prompt: Prompt, found: Incremental) -> tuple[array[int], int]:
+    """Return a text's tokens with those that the tokenizer puts around them, and how many were known."""
+    assert tokenizer.text is not None
+    if not prompt.add_special_tokens:
+        return found.token_ids, found.tokens_stored
+    return tokenizer.text.before + found.token_ids + tokenizer.text.after, found.tokens_stored

@@ -26,27 +26,16 @@ from kvatlas.tokens.local.chat import conversation, with_developers_as_system
 from kvatlas.tokens.local.chat_input import check_text
 from kvatlas.tokens.local.formats import digest
 from kvatlas.tokens.local.model_config import max_model_len, own_chats
+from kvatlas.tokens.local.twin import PROBES, twin
 from kvatlas.tokens.prompts import ChatPrompt, Prompt
 from kvatlas.tokens.seams import Seams
 
 if TYPE_CHECKING:
+    from kvatlas import _native
     from kvatlas.tokens.local.templates import ModelTemplates
 
 _log = logging.getLogger(__name__)
 
-_PROBES = (
-    "",
-    "a",
-    "Hello, world",
-    " two  spaces ",
-    "\n\n",
-    "123 456",
-    "naïve café",
-    "日本語",
-    "🙂 ok",
-    "<s>",
-    "def f(x):\n\treturn x\n",
-)
 _WRONG_CLASS = frozenset({"internlm2", "step3_vl", "step3p7", "unlimited-ocr", "unlimited_ocr"})
 """Kinds of models whose tokenizer_config.json names a wrong class: vLLM reads their tokenizer.json as it is."""
 
@@ -58,7 +47,8 @@ class HuggingFaceText:
         self._backend = backend
         self.before = before
         self.after = after
-
+        self.native: _native.TextEncoder | None = None
+        """The backend's twin (``twin.py``): where it is there, it does the work."""
         self._seams: Seams | None = None
 
     def seams(self) -> Seams:
@@ -69,6 +59,10 @@ class HuggingFaceText:
 
     def encode(self, text: str) -> Encoding:
         """Return a text's own tokens. Raises TokenizationError, BAD_TEXT."""
+        if self.native is not None:
+            with contextlib.suppress(ValueError):  # the backend says what is wrong
+                ids, ends = self.native.encode(text)
+                return Encoding(array("I", ids), array("I", ends))
         encoded = _encoded(self._backend.encode_batch, text)
         return Encoding(
             token_ids=array("I", encoded.ids), ends=array("I", accumulate(map(itemgetter(1), encoded.offsets), max))
@@ -76,6 +70,9 @@ class HuggingFaceText:
 
     def ids(self, text: str) -> array[int]:
         """Return the same tokens as :meth:`encode`, without where they end. Raises TokenizationError, BAD_TEXT."""
+        if self.native is not None:
+            with contextlib.suppress(ValueError):
+                return array("I", self.native.ids(text))
         return array("I", _encoded(self._backend.encode_batch_fast, text).ids)
 
 
@@ -250,7 +247,7 @@ def _text_tokenizer(backend: Any, added: int) -> HuggingFaceText | None:
 
     The backend is left without its post-processor in the first case, and as it was in the second.
     """
-    plain, whole = ([_ids(backend, sample, with_specials) for sample in _PROBES] for with_specials in (False, True))
+    plain, whole = ([_ids(backend, sample, with_specials) for sample in PROBES] for with_specials in (False, True))
     probe = _ids(backend, "a", True)
     post_processor = backend.post_processor
     backend.post_processor = None  # it adds the special tokens, and cuts white space from where tokens end
@@ -259,8 +256,9 @@ def _text_tokenizer(backend: Any, added: int) -> HuggingFaceText | None:
         if probe[count : count + len(own)] != own or len(probe) != len(own) + added:
             continue
         text = HuggingFaceText(backend, array("I", probe[:count]), array("I", probe[count + len(own) :]))
-        found = [text.ids(sample) for sample in _PROBES]
+        found = [text.ids(sample) for sample in PROBES]
         if [ids.tolist() for ids in found] == plain and [(text.before + ids + text.after).tolist() for ids in found] == whole:
+            text.native = twin(backend)
             return text
     backend.post_processor = post_processor
     _log.info("special tokens do not stand around texts: this tokenizer works without a prefix store")

@@ -103,12 +103,9 @@ class LoadedTokenizers:
     def get(self, model: str) -> LocalTokenizer:
         """Return a model's tokenizer, loaded if need be. Raises TokenizationError; the same again for a while."""
         with self._lock:
-            key = self._names.get(model)
-            held = None if key is None else self._held.get(key)
-            if key is not None and held is not None:
-                self._held.move_to_end(key)
-                self._names.move_to_end(model)
-                return held.tokenizer
+            known = self._known(model)
+        if known is not None:
+            return known
         found = self.catalog.find(model)
         key = _Key(found.directory, found.kind, self._templates.get(model))
         with self._lock:
@@ -135,9 +132,7 @@ class LoadedTokenizers:
     def peek(self, model: str) -> LocalTokenizer | None:
         """Return a model's tokenizer if it is in memory, and was asked for by this name. Never waits for one to be loaded."""
         with self._lock:
-            key = self._names.get(model)
-            held = None if key is None else self._held.get(key)
-            return None if held is None else held.tokenizer
+            return self._known(model)
 
     def loaded(self) -> list[Status]:
         """Return what is in memory, the most recently used first."""
@@ -159,6 +154,16 @@ class LoadedTokenizers:
             except TokenizationError as error:
                 failures[model] = error
         return failures
+
+    def _known(self, model: str) -> LocalTokenizer | None:
+        """Return a tokenizer that is in memory, which counts as using it."""
+        key = self._names.get(model)
+        held = None if key is None else self._held.get(key)
+        if key is None or held is None:
+            return None
+        self._held.move_to_end(key)
+        self._names.move_to_end(model)
+        return held.tokenizer
 
     def _check_not_failed(self, key: _Key) -> None:
         failed = self._failed.get(key)
