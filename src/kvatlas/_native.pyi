@@ -1,11 +1,11 @@
 """The native core (native/python), used through `kvatlas.index.native`. `make lint` compares this with the built module."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
 
-__all__ = ["VERSION", "Call", "Core", "Door", "Mailbox", "Scores", "block_keys", "decode"]
+__all__ = ["VERSION", "Call", "Core", "Door", "History", "Mailbox", "Scores", "block_keys", "decode", "piece_hashes"]
 
 VERSION: str
 
@@ -71,6 +71,24 @@ def block_keys(
 def decode(payload: bytes, wire: str) -> tuple[float | None, int | None, list[_Event]] | None:
     """Return a payload's timestamp, rank and events; None for one that the Python decoder has to judge."""
 
+def piece_hashes(content: Buffer, piece_bytes: int, root: int, added: Mapping[int, bytes]) -> list[int]:
+    """Return the chained hashes of a prompt's content in pieces. ``added``: what a piece has besides, by where it starts."""
+
+@final
+class History:
+    """Which blocks were routed to whom; endpoints are small numbers, used again once they are forgotten."""
+
+    def __new__(cls, bytes_max: int) -> History: ...
+    def matches(self, hashes: Buffer | Sequence[int]) -> list[tuple[int, int]]:
+        """Return how many leading blocks each endpoint got, of those that got any."""
+
+    def record(self, endpoint: int, hashes: Buffer | Sequence[int], capacity_blocks: int) -> None:
+        """Note that a prompt was routed to an endpoint whose cache holds so many blocks."""
+
+    def forget(self, endpoint: int) -> None: ...
+    def stats(self) -> tuple[int, int, int, int, int, int]:
+        """Return the fields of ``kvatlas.route.prefix.history.HistoryStats``, in order."""
+
 @final
 class Scores:
     """What the candidates hold of one prompt."""
@@ -83,6 +101,9 @@ class Scores:
     def __len__(self) -> int: ...
     def to_dict(self) -> dict[str, int]:
         """Return the matched blocks of every stream that has some, by ``str(kvatlas.types.Stream)``."""
+
+    def keys(self) -> bytes:
+        """Return the keys of the prompt's whole blocks, as the bytes of an array of 64-bit integers."""
 
     def rows(self) -> list[_Row]:
         """Return all that there is to tell, one row a stream."""

@@ -234,10 +234,15 @@ class PromptScores(msgspec.Struct, frozen=True):
     """Every candidate for a prompt, in no order."""
 
     streams: Sequence[StreamScore]
-    blocks: int
-    """Whole index blocks in the prompt."""
+    keys: Sequence[BlockKey]
+    """Of the whole index blocks in the prompt."""
     blocks_held: int
     """Of those, how many at least one stream holds or was promised."""
+
+    @property
+    def blocks(self) -> int:
+        """How many whole index blocks there are in the prompt."""
+        return len(self.keys)
 
 
 class ApplyReport(msgspec.Struct):

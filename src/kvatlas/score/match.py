@@ -82,7 +82,7 @@ class Matcher:
             scored = self._score_stream(scorer, holdings, stream, len(prompt.tokens))
             if info.model in (None, prompt.model) or scored.score > 0:
                 streams.append(scored)
-        return PromptScores(streams, len(keys), holdings.blocks_held)
+        return PromptScores(streams, keys, holdings.blocks_held)
 
     def _score_stream(self, scorer: Scorer, holdings: Holdings, stream: Stream, prompt_tokens: int) -> StreamScore:
         hit = longest_prefix(holdings, stream, prompt_tokens, self._schema.block_size_tokens)

@@ -53,7 +53,7 @@ class PrecisePrefixCache:
         Raises ConfigError where the longest time to live is the shorter one, and for keys that others could not find.
         """
         self.name = name
-        self._asked = f"{name} query"
+        self._keys = f"{name} keys"
         self._promised = f"{name} promised"
         self._index: Indexer | None = services.index
         given = LlmdIndex(parameters.token_processor_config, parameters.indexer_config, parameters.kv_events_config)
@@ -85,13 +85,12 @@ class PrecisePrefixCache:
             why = "there is no index" if self._index is None else f"the tokens are not known ({_why(request)})"
             cycle.notes.append(f"{self.name}: {why}, so nothing is matched by events")
             return None
-        query = _query(request)
         try:
-            scores = self._index.match(query)
+            scores = self._index.match(_query(request))
         except RequestError as error:
             cycle.notes.append(f"{self.name}: {error}; so nothing is matched by events")
             return None
-        cycle.kept[self._asked] = query
+        cycle.kept[self._keys] = scores.keys
         self.lag.look(cycle.now_s)
         size = self._index.config.keys.block_size
         found = self._matches(cycle, scores, size)
@@ -100,14 +99,13 @@ class PrecisePrefixCache:
 
     def decided(self, cycle: Cycle, decision: Decision) -> None:
         """Promise the prompt's blocks to who computes it, and to who gets them then."""
-        query: Query | None = cycle.kept.get(self._asked)
-        if not self._speculates or query is None or self._index is None:
+        keys: Sequence[BlockKey] | None = cycle.kept.get(self._keys)
+        if not self._speculates or not keys or self._index is None:
             return
         computes = decision.computes_prompt
         chosen = {one.name: one for one in (computes, decision.target)}.values()
         lacking = [one for one in chosen if not self._confirmed(cycle, one.name)]
-        keys = self._index.block_keys(query) if lacking else []
-        for endpoint in lacking if keys else []:
+        for endpoint in lacking:
             stream = self._promisable(endpoint, cycle.now_s)
             if stream is not None:
                 self._index.index.promise(stream, keys, self.lag.ttl_s)
