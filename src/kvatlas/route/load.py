@@ -125,11 +125,18 @@ class _Entry:
         """What :meth:`load` returned last, as long as it is true."""
 
     def add(self, requests: int, tokens: int, prefill_requests: int, prefill_tokens: int) -> None:
-        self.requests = max(0, self.requests + requests)  # below 0: an endpoint that was forgotten and came back
-        self.tokens = max(0, self.tokens + tokens)
-        self.prefill_requests = max(0, self.prefill_requests + prefill_requests)
-        self.prefill_tokens = max(0, self.prefill_tokens + prefill_tokens)
+        self.requests += requests
+        self.tokens += tokens
+        self.prefill_requests += prefill_requests
+        self.prefill_tokens += prefill_tokens
+        if self.requests < 0 or self.tokens < 0 or self.prefill_requests < 0 or self.prefill_tokens < 0:
+            self._clamp()
         self.made = None
+
+    def _clamp(self) -> None:
+        """Below 0: an endpoint that was forgotten and came back."""
+        self.requests, self.tokens = max(0, self.requests), max(0, self.tokens)
+        self.prefill_requests, self.prefill_tokens = max(0, self.prefill_requests), max(0, self.prefill_tokens)
 
     def load(self) -> Load:
         if self.made is None:

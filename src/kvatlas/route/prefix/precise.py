@@ -13,7 +13,7 @@ from kvatlas.results import Query
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision
 from kvatlas.route.endpoint import Endpoint, EndpointName
-from kvatlas.route.matches import NO_MATCH, MatchSource, PrefixMatch, PrefixMatches
+from kvatlas.route.matches import MatchSource, PrefixMatch, PrefixMatches
 from kvatlas.route.parameters import GoDuration
 from kvatlas.route.plugins import Services
 from kvatlas.route.prefix.lag import EventLag
@@ -102,14 +102,17 @@ class PrecisePrefixCache:
         keys: Sequence[BlockKey] | None = cycle.kept.get(self._keys)
         if not self._speculates or not keys or self._index is None:
             return
-        computes = decision.computes_prompt
-        chosen = {one.name: one for one in (computes, decision.target)}.values()
-        lacking = [one for one in chosen if not self._confirmed(cycle, one.name)]
-        for endpoint in lacking:
+        computes, target = decision.computes_prompt, decision.target
+        chosen = (computes,) if computes.name == target.name else (computes, target)
+        found = cycle.matches.get(self.name)
+        # where events say already that an endpoint holds every block there is nothing to promise
+        confirmed = [(one, 0 if found is None else _confirmed_blocks(found, one.name)) for one in chosen]
+        lacking = [(one, blocks) for one, blocks in confirmed if found is None or blocks < found.blocks]
+        for endpoint, _ in lacking:
             stream = self._promisable(endpoint, cycle.now_s)
             if stream is not None:
                 self._index.index.promise(stream, keys, self.lag.ttl_s)
-                cycle.kept[self._promised] = keys[min(self._confirmed_blocks(cycle, one.name) for one in lacking) :]
+                cycle.kept[self._promised] = keys[min([blocks for _, blocks in lacking]) :]
                 if endpoint is computes:
                     self._watch(cycle, computes, stream, keys)
 
@@ -152,19 +155,6 @@ class PrecisePrefixCache:
             cycle.notes.append(f"{self.name}: events of {_some(others)} name another model than {model!r} (setting models)")
         return found
 
-    def _confirmed(self, cycle: Cycle, endpoint: EndpointName) -> bool:
-        """Whether events say already that an endpoint holds every block of the prompt: then there is nothing to promise."""
-        found = cycle.matches.get(self.name)
-        return found is not None and self._confirmed_blocks(cycle, endpoint) >= found.blocks
-
-    def _confirmed_blocks(self, cycle: Cycle, endpoint: EndpointName) -> int:
-        """Return how many of the prompt's blocks events say that an endpoint holds."""
-        found = cycle.matches.get(self.name)
-        match = NO_MATCH if found is None else found.of(endpoint)
-        if found is None or match.source is not MatchSource.EVENTS or match.stale is not None:
-            return 0
-        return (match.tokens - match.speculative_tokens) // found.block_size_tokens
-
     def _promisable(self, endpoint: Endpoint, now_s: float) -> Stream | None:
         """Return the stream to promise blocks to; None where they are promised only to those that were heard of."""
         assert self._known is not None
@@ -189,6 +179,14 @@ class PrecisePrefixCache:
         assert self._index is not None
         lookup = self._index.index.lookup([key], [stream.pod])
         return any(slot.stream == stream for slot in lookup.holders[0])
+
+
+def _confirmed_blocks(found: PrefixMatches, endpoint: EndpointName) -> int:
+    """Return how many of the prompt's blocks events say that an endpoint holds."""
+    match = found.of(endpoint)
+    if match.source is not MatchSource.EVENTS or match.stale is not None:
+        return 0
+    return (match.tokens - match.speculative_tokens) // found.block_size_tokens
 
 
 def _query(request: RouteRequest) -> Query:
