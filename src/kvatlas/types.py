@@ -212,7 +212,7 @@ class Lookup(msgspec.Struct, frozen=True):
     streams: Mapping[Stream, StreamInfo]
 
 
-class StreamScore(msgspec.Struct, frozen=True):
+class StreamScore(msgspec.Struct, frozen=True, gc=False):
     """What one stream holds of one prompt, and what that is worth to a scorer."""
 
     stream: Stream
@@ -230,7 +230,7 @@ class StreamScore(msgspec.Struct, frozen=True):
     stale: StaleReason | None
 
 
-class PromptScores(msgspec.Struct, frozen=True):
+class PromptScores(msgspec.Struct, frozen=True, gc=False):
     """Every candidate for a prompt, in no order."""
 
     streams: Sequence[StreamScore]

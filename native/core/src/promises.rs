@@ -2,6 +2,7 @@
 
 use crate::keys::BlockKey;
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use smallvec::SmallVec;
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BinaryHeap};
@@ -140,9 +141,13 @@ impl Promises {
         }
         let Some(Reverse((key, promised))) = next else { return false };
         self.records -= 1;
-        let is_current = |(stream, end_s): &(Arc<StreamName>, f64)| *stream == promised && *end_s == end.0;
-        if self.ends_s.get(&key).is_some_and(|streams| streams.iter().any(is_current)) {
-            self.keep(key, &promised);
+        if let Entry::Occupied(mut streams) = self.ends_s.entry(key) {
+            let before = streams.get().len();
+            streams.get_mut().retain(|(stream, end_s)| *stream != promised || *end_s != end.0);
+            self.count -= before - streams.get().len();
+            if streams.get().is_empty() {
+                streams.remove();
+            }
         }
         true
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 
-class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
+class EngineReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an engine said of itself: in its metrics, or in an ORCA response header. None where it did not say."""
 
     at_s: float
@@ -25,7 +25,7 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
     loras_max: int | None = None
 
 
-class InFlight(msgspec.Struct, frozen=True):
+class InFlight(msgspec.Struct, frozen=True, gc=False):
     """What was sent to an endpoint from here, or from other routers, and is not finished."""
 
     requests: int = 0
@@ -40,7 +40,7 @@ class InFlight(msgspec.Struct, frozen=True):
 NOTHING = InFlight()
 
 
-class Load(msgspec.Struct, frozen=True):
+class Load(msgspec.Struct, frozen=True, gc=False):
     """How busy an endpoint is, as one decision sees it."""
 
     report: EngineReport | None = None

@@ -24,7 +24,7 @@ _FUSED: dict[type[Scorer], str] = {
 """The scorers that a fused index knows. Others, from other packages, score what a lookup finds."""
 
 
-class Prompt(msgspec.Struct, frozen=True):
+class Prompt(msgspec.Struct, frozen=True, gc=False):
     """A prompt with all that its keys depend on. ``model``: as streams name it. ``pods`` None means all."""
 
     tokens: array[int]

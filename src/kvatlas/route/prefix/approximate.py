@@ -71,18 +71,24 @@ class ApproximatePrefixCache:
         """Addresses, by name."""
 
     def produce(self, cycle: Cycle) -> None:
+        self.remember(cycle)
         found = self.find(cycle)
         if found is None:
             cycle.notes.append(f"{self.name}: neither tokens nor text of the prompt are known, nothing is matched")
         else:
             cycle.matches[self.name] = found
 
-    def find(self, cycle: Cycle) -> PrefixMatches | None:
-        """Return what candidates were sent of a prompt; None where neither its tokens nor its text are known."""
+    def remember(self, cycle: Cycle) -> None:
+        """Hash the prompt: what is kept of it is recorded once it is decided, and found."""
         prompt = self._hashed(cycle.request)
+        if prompt is not None:
+            cycle.kept[self._kept] = prompt
+
+    def find(self, cycle: Cycle) -> PrefixMatches | None:
+        """Return what candidates were sent of a remembered prompt; None where neither its tokens nor its text are known."""
+        prompt: HashedPrompt | None = cycle.kept.get(self._kept)
         if prompt is None:
             return None
-        cycle.kept[self._kept] = prompt
         routed = self._history.match(prompt.hashes)
         matches = {blocks: PrefixMatch(prompt.tokens(blocks), MatchSource.HISTORY) for blocks in set(routed.values())}
         found = {

@@ -25,7 +25,7 @@ from kvatlas.types import MultimodalItem
 _BYTES_PER_TOKEN = 4
 
 
-class HashedPrompt(msgspec.Struct, frozen=True):
+class HashedPrompt(msgspec.Struct, frozen=True, gc=False):
     """The hashes of a prompt's blocks, as far as they are matched, and what they stand for."""
 
     hashes: Sequence[int]
