@@ -5,6 +5,8 @@ from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
 
+from kvatlas.types import DpRank, PodId, Tier
+
 __all__ = ["VERSION", "Call", "Core", "Door", "History", "Mailbox", "Scores", "block_keys", "decode", "piece_hashes"]
 
 VERSION: str
@@ -57,7 +59,7 @@ _Found: TypeAlias = tuple[list[tuple[int, int, int]], list[list[_Holder]], list[
 _Question: TypeAlias = tuple[list[str] | None, str | None, str, list[tuple[str, float]], float, float]
 """Pods, model, scorer, weights by tier, weight of other tiers, factor for stale streams."""
 
-_Row: TypeAlias = tuple[str, int, str | None, float, int, int, int, list[tuple[str, int]], int, int | None]
+_Row: TypeAlias = tuple[PodId, DpRank, str | None, float, int, int, int, list[tuple[Tier, int]], int, int | None]
 """Pod, rank, model, score, matched blocks, matched and cached tokens, blocks by tier, speculative blocks, stale (a code)."""
 
 def block_keys(

@@ -308,13 +308,13 @@ def _prompt_scores(scores: _native.Scores) -> PromptScores:
 def _stream_score(row: _native._Row) -> StreamScore:
     pod, rank, model, score, matched_blocks, matched_tokens, cached_tokens, tiers, speculative, stale = row
     return StreamScore(
-        Stream(PodId(pod), DpRank(rank)),
+        Stream(pod, rank),
         model,
         score,
         matched_blocks,
         matched_tokens,
         cached_tokens,
-        {Tier(tier): blocks for tier, blocks in tiers},
+        dict(tiers),
         speculative,
         None if stale is None else _REASONS[stale],
     )
