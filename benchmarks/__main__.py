@@ -20,6 +20,7 @@ BENCHMARKS = {
     "snapshot": "size and time of a snapshot, time of restoring it, beside NVIDIA Dynamo's",
     "readers": "queries while events pour in, beside idle",
     "tokens": "text and chats to tokens and scores, cold and warm, beside the tokenizers package alone; a trace of agents",
+    "decide": "CPU time of a routed request by stage, for 2, 8 and 64 endpoints, beside the same in pure Python",
     "proxy": "requests per second and added latency of kvatlas route, beside other routers",
     "extproc": "the Envoy endpoint picker with a real Envoy, beside Envoy alone and a plain gRPC stub; needs wrk",
     "routing_live": "cache hits and time to first token of real traces behind kvatlas route, beside other routers",

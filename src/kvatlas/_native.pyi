@@ -1,9 +1,11 @@
 """The native core (native/python), used through `kvatlas.index.native`. `make lint` compares this with the built module."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
+
+from kvatlas.types import DpRank, PodId, Tier
 
 __all__ = [
     "VERSION",
@@ -11,6 +13,7 @@ __all__ = [
     "Core",
     "Door",
     "EncoderThreads",
+    "History",
     "Mailbox",
     "Scores",
     "SegmentEncoder",
@@ -18,6 +21,7 @@ __all__ = [
     "TextEncoder",
     "block_keys",
     "decode",
+    "piece_hashes",
 ]
 
 VERSION: str
@@ -70,7 +74,7 @@ _Found: TypeAlias = tuple[list[tuple[int, int, int]], list[list[_Holder]], list[
 _Question: TypeAlias = tuple[list[str] | None, str | None, str, list[tuple[str, float]], float, float]
 """Pods, model, scorer, weights by tier, weight of other tiers, factor for stale streams."""
 
-_Row: TypeAlias = tuple[str, int, str | None, float, int, int, int, list[tuple[str, int]], int, int | None]
+_Row: TypeAlias = tuple[PodId, DpRank, str | None, float, int, int, int, list[tuple[Tier, int]], int, int | None]
 """Pod, rank, model, score, matched blocks, matched and cached tokens, blocks by tier, speculative blocks, stale (a code)."""
 
 def block_keys(
@@ -84,6 +88,24 @@ def block_keys(
 def decode(payload: bytes, wire: str) -> tuple[float | None, int | None, list[_Event]] | None:
     """Return a payload's timestamp, rank and events; None for one that the Python decoder has to judge."""
 
+def piece_hashes(content: Buffer, piece_bytes: int, root: int, added: Mapping[int, bytes]) -> list[int]:
+    """Return the chained hashes of a prompt's content in pieces. ``added``: what a piece has besides, by where it starts."""
+
+@final
+class History:
+    """Which blocks were routed to whom; endpoints are small numbers, used again once they are forgotten."""
+
+    def __new__(cls, bytes_max: int) -> History: ...
+    def matches(self, hashes: Buffer | Sequence[int]) -> list[tuple[int, int]]:
+        """Return how many leading blocks each endpoint got, of those that got any."""
+
+    def record(self, endpoint: int, hashes: Buffer | Sequence[int], capacity_blocks: int) -> None:
+        """Note that a prompt was routed to an endpoint whose cache holds so many blocks."""
+
+    def forget(self, endpoint: int) -> None: ...
+    def stats(self) -> tuple[int, int, int, int, int, int]:
+        """Return the fields of ``kvatlas.route.prefix.history.HistoryStats``, in order."""
+
 @final
 class Scores:
     """What the candidates hold of one prompt."""
@@ -96,6 +118,9 @@ class Scores:
     def __len__(self) -> int: ...
     def to_dict(self) -> dict[str, int]:
         """Return the matched blocks of every stream that has some, by ``str(kvatlas.types.Stream)``."""
+
+    def keys(self) -> bytes:
+        """Return the keys of the prompt's whole blocks, as the bytes of an array of 64-bit integers."""
 
     def rows(self) -> list[_Row]:
         """Return all that there is to tell, one row a stream."""

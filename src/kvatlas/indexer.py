@@ -179,7 +179,7 @@ class Indexer:
         started_s = time.perf_counter()
         prompt = Prompt(tokens, self._canonical(query.model), query.lora_name, query.cache_salt, query.multimodal, query.pods)
         found = self._matcher.match(prompt, self._scorer(query.scorer))
-        best_blocks = max((stream.matched_blocks for stream in found.streams), default=0)
+        best_blocks = max([stream.matched_blocks for stream in found.streams], default=0)
         self.metrics.query("score", time.perf_counter() - started_s, found.blocks, best_blocks)
         return found
 

@@ -10,7 +10,7 @@ from kvatlas.keys.tokens import TokenIds
 from kvatlas.types import BlockKey, DpRank, GroupIdx, MultimodalItem, PodId, StaleReason, Tier
 
 
-class Query(msgspec.Struct, frozen=True):
+class Query(msgspec.Struct, frozen=True, gc=False):
     """One prompt, as an engine would see it.
 
     ``model``: the served model's name; ``lora_name`` takes its place where an adapter is asked for. ``pods`` None means all.

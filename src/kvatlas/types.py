@@ -212,7 +212,7 @@ class Lookup(msgspec.Struct, frozen=True):
     streams: Mapping[Stream, StreamInfo]
 
 
-class StreamScore(msgspec.Struct, frozen=True):
+class StreamScore(msgspec.Struct, frozen=True, gc=False):
     """What one stream holds of one prompt, and what that is worth to a scorer."""
 
     stream: Stream
@@ -230,14 +230,19 @@ class StreamScore(msgspec.Struct, frozen=True):
     stale: StaleReason | None
 
 
-class PromptScores(msgspec.Struct, frozen=True):
+class PromptScores(msgspec.Struct, frozen=True, gc=False):
     """Every candidate for a prompt, in no order."""
 
     streams: Sequence[StreamScore]
-    blocks: int
-    """Whole index blocks in the prompt."""
+    keys: Sequence[BlockKey]
+    """Of the whole index blocks in the prompt."""
     blocks_held: int
     """Of those, how many at least one stream holds or was promised."""
+
+    @property
+    def blocks(self) -> int:
+        """How many whole index blocks there are in the prompt."""
+        return len(self.keys)
 
 
 class ApplyReport(msgspec.Struct):

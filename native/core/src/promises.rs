@@ -2,9 +2,10 @@
 
 use crate::keys::BlockKey;
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use smallvec::SmallVec;
-use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
 #[cfg(any(test, fuzzing))]
@@ -19,31 +20,32 @@ pub struct StreamName {
     pub dp_rank: u32,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-struct Due {
-    end_s: f64,
-    key: BlockKey,
-    stream: Arc<StreamName>,
-    number: u64,
+/// When a promise ends, in seconds.
+#[derive(Clone, Copy, Debug)]
+struct End(f64);
+
+impl PartialEq for End {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
 }
 
-impl Eq for Due {}
+impl Eq for End {}
 
-impl PartialOrd for Due {
+impl PartialOrd for End {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Due {
+impl Ord for End {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.end_s
-            .total_cmp(&other.end_s)
-            .then_with(|| self.key.cmp(&other.key))
-            .then_with(|| self.stream.cmp(&other.stream))
-            .then_with(|| self.number.cmp(&other.number))
+        self.0.total_cmp(&other.0)
     }
 }
+
+/// Promises with the same end, the one that ends first on top. Those of a prompt are made together: so they lie together, too.
+type Due = BinaryHeap<Reverse<(BlockKey, Arc<StreamName>)>>;
 
 /// Who was promised a block, and until when.
 type Promised = SmallVec<[(Arc<StreamName>, f64); 1]>;
@@ -53,15 +55,15 @@ pub struct Promises {
     records_max: usize,
     ends_s: HashMap<BlockKey, Promised>,
     /// By end; a promise that was renewed or kept stays in here until its first end.
-    queue: BTreeSet<Due>,
-    made: u64,
+    queue: BTreeMap<End, Due>,
+    records: usize,
     count: usize,
 }
 
 impl Promises {
     /// None.
     pub fn new(records_max: usize) -> Self {
-        Self { records_max, ends_s: HashMap::new(), queue: BTreeSet::new(), made: 0, count: 0 }
+        Self { records_max, ends_s: HashMap::new(), queue: BTreeMap::new(), records: 0, count: 0 }
     }
 
     /// How many there are.
@@ -77,12 +79,12 @@ impl Promises {
 
     /// How many records are held, for accounting.
     pub fn records(&self) -> usize {
-        self.queue.len()
+        self.records
     }
 
     /// When the next record ends.
     pub fn next_end_s(&self) -> f64 {
-        self.queue.first().map_or(f64::INFINITY, |due| due.end_s)
+        self.queue.first_key_value().map_or(f64::INFINITY, |(end, _)| end.0)
     }
 
     /// The streams that were promised a block for longer than until now.
@@ -100,9 +102,9 @@ impl Promises {
             streams.push((stream.clone(), end_s));
             self.count += 1;
         }
-        self.made += 1;
-        self.queue.insert(Due { end_s, key, stream: stream.clone(), number: self.made });
-        while self.queue.len() > self.records_max {
+        self.queue.entry(End(end_s)).or_default().push(Reverse((key, stream.clone())));
+        self.records += 1;
+        while self.records > self.records_max {
             self.give_up_next();
         }
     }
@@ -131,10 +133,21 @@ impl Promises {
 
     /// End the promise that would end next. False if there is none.
     pub fn give_up_next(&mut self) -> bool {
-        let Some(due) = self.queue.pop_first() else { return false };
-        let is_current = |(stream, end_s): &(Arc<StreamName>, f64)| *stream == due.stream && *end_s == due.end_s;
-        if self.ends_s.get(&due.key).is_some_and(|streams| streams.iter().any(is_current)) {
-            self.keep(due.key, &due.stream);
+        let Some(mut due) = self.queue.first_entry() else { return false };
+        let end = *due.key();
+        let next = due.get_mut().pop();
+        if due.get().is_empty() {
+            due.remove();
+        }
+        let Some(Reverse((key, promised))) = next else { return false };
+        self.records -= 1;
+        if let Entry::Occupied(mut streams) = self.ends_s.entry(key) {
+            let before = streams.get().len();
+            streams.get_mut().retain(|(stream, end_s)| *stream != promised || *end_s != end.0);
+            self.count -= before - streams.get().len();
+            if streams.get().is_empty() {
+                streams.remove();
+            }
         }
         true
     }

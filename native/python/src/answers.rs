@@ -10,7 +10,7 @@ use kvatlas_core::slots::{copies_in, is_held, slot_in, stream_of};
 use kvatlas_core::state::State;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::{PyBytes, PyDict, PyString};
 use std::sync::Arc;
 
 /// `(stored, removed, cleared, duplicates, removed_unknown, orphaned, adopted, orphans_dropped, refused)`
@@ -138,6 +138,8 @@ pub struct Scores {
     pub tiers: Vec<String>,
     /// For the streams' names.
     pub names: Arc<Names>,
+    /// Of the whole blocks.
+    pub keys: Vec<u64>,
     /// Whole blocks of the prompt.
     #[pyo3(get)]
     pub blocks: u32,
@@ -163,6 +165,11 @@ impl Scores {
             }
         }
         Ok(found)
+    }
+
+    /// The keys of the prompt's whole blocks: the bytes of an array of 64-bit integers.
+    fn keys<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.keys.iter().flat_map(|key| key.to_ne_bytes()).collect::<Vec<u8>>())
     }
 
     /// All there is to tell of each stream.

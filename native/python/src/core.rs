@@ -286,7 +286,7 @@ impl Core {
         confined: bool,
     ) -> PyResult<Scores> {
         let scorer = scorer(&question.2)?;
-        Ok(py.detach(|| self.score_by_keys(&keys.0, prompt_tokens, &question, (scorer, confined), now_s.0)))
+        Ok(py.detach(|| self.score_by_keys(keys.0, prompt_tokens, &question, (scorer, confined), now_s.0)))
     }
 
     /// Note that a stream will soon hold `keys`, until `end_s`.
@@ -360,12 +360,12 @@ impl Core {
         } else {
             self.schema.extend(&ChainEnd::at(root), tokens, extras, &mut keys);
         }
-        self.score_by_keys(&keys, tokens.len() as u64, question, (scorer, false), now_s)
+        self.score_by_keys(keys, tokens.len() as u64, question, (scorer, false), now_s)
     }
 
     fn score_by_keys(
         &self,
-        keys: &[u64],
+        keys: Vec<u64>,
         prompt_tokens: u64,
         question: &QuestionTuple,
         (scorer, is_confined): (Scorer, bool),
@@ -387,16 +387,19 @@ impl Core {
             weights: &weights,
             stale_weight: *stale_weight,
         };
-        self.index.lookup(keys, now_s, |state, found| {
+        let mut scores = self.index.lookup(&keys, now_s, |state, found| {
             let scores = kvatlas_core::score::score(state, found, keys.len() as u32, &question);
             Scores {
                 streams: scores.streams,
                 names: self.names.clone(),
                 tiers: state.tiers.names().iter().map(|tier| tier.0.to_string()).collect(),
+                keys: Vec::new(),
                 blocks: keys.len() as u32,
                 blocks_held: scores.blocks_held,
             }
-        })
+        });
+        scores.keys = keys;
+        scores
     }
 }
 

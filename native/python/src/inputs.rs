@@ -23,6 +23,9 @@ fn integers<'py, T>(value: &Bound<'py, PyAny>) -> PyResult<Vec<T>>
 where
     T: for<'a> FromPyObject<'a, 'py, Error = PyErr> + TryFrom<u64> + Element,
 {
+    if value.is_exact_instance_of::<PyList>() {
+        return listed(value); // asking it for its buffer first would make an exception
+    }
     if let Ok(buffer) = PyBuffer::<T>::get(value) {
         if buffer.dimensions() != 1 {
             return Err(PyValueError::new_err(format!("expected one dimension, got {}", buffer.dimensions())));

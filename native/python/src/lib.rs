@@ -5,6 +5,7 @@ mod core;
 mod http;
 mod inputs;
 mod mailbox;
+mod routing;
 mod tokens;
 
 use pyo3::prelude::*;
@@ -18,10 +19,12 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<http::Call>()?;
     module.add_class::<http::Door>()?;
     module.add_class::<mailbox::Mailbox>()?;
+    module.add_class::<routing::History>()?;
     module.add_class::<tokens::TextEncoder>()?;
     module.add_class::<tokens::SegmentStore>()?;
     module.add_class::<tokens::SegmentEncoder>()?;
     module.add_class::<tokens::EncoderThreads>()?;
     module.add_function(wrap_pyfunction!(core::block_keys, module)?)?;
-    module.add_function(wrap_pyfunction!(core::decode, module)?)
+    module.add_function(wrap_pyfunction!(core::decode, module)?)?;
+    module.add_function(wrap_pyfunction!(routing::piece_hashes, module)?)
 }

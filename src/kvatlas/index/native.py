@@ -180,7 +180,7 @@ class NativeIndex:
     ) -> PromptScores:
         question = _question(weighing, pods, model)
         scores = self._core.score_tokens(tokens, root, _extra_tuples(extras), question, self._clock())
-        return PromptScores(list(map(_stream_score, scores.rows())), scores.blocks, scores.blocks_held)
+        return _prompt_scores(scores)
 
     def score_keys(
         self,
@@ -193,7 +193,7 @@ class NativeIndex:
         confined: bool = False,
     ) -> PromptScores:
         scores = self.find(keys, prompt_tokens=prompt_tokens, pods=pods, model=model, weighing=weighing, confined=confined)
-        return PromptScores(list(map(_stream_score, scores.rows())), scores.blocks, scores.blocks_held)
+        return _prompt_scores(scores)
 
     def find(
         self,
@@ -300,16 +300,21 @@ def _event_tuple(event: Event) -> _native._Event:
     return (event.tier,)
 
 
+def _prompt_scores(scores: _native.Scores) -> PromptScores:
+    keys = cast(Sequence[BlockKey], array("Q", scores.keys()))
+    return PromptScores(list(map(_stream_score, scores.rows())), keys, scores.blocks_held)
+
+
 def _stream_score(row: _native._Row) -> StreamScore:
     pod, rank, model, score, matched_blocks, matched_tokens, cached_tokens, tiers, speculative, stale = row
     return StreamScore(
-        Stream(PodId(pod), DpRank(rank)),
+        Stream(pod, rank),
         model,
         score,
         matched_blocks,
         matched_tokens,
         cached_tokens,
-        {Tier(tier): blocks for tier, blocks in tiers},
+        dict(tiers),
         speculative,
         None if stale is None else _REASONS[stale],
     )

@@ -17,6 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from kvatlas.observe.distribution import Distribution
 from kvatlas.observe.scrape import IndexCollector, TokensCollector, TokensState
 from kvatlas.results import PodStatus
 from kvatlas.types import ApplyReport, IndexStats
@@ -38,8 +39,8 @@ class Metrics:
 
     def __init__(self, *, core: str = "reference", pods_max: int = 10_000) -> None:
         self._registry = CollectorRegistry()
-        self._pods = _Names(pods_max)
-        self._sources = _Names(SOURCES_MAX)
+        self._pods = LabelValues(pods_max)
+        self._sources = LabelValues(SOURCES_MAX)
         self._connected: set[str] = set()
         self._hits = _HitWindow(HIT_RATIO_QUERIES)
         self._by_pod: list[MetricWrapperBase] = []
@@ -74,8 +75,8 @@ class Metrics:
         self._sources_connected = self._gauge("kv_cache_sources_connected", "Event sources connected now.")
 
     def _declare_read_path(self) -> None:
-        self._queries = self._histogram(
-            "kv_cache_query_duration", "Time of an index query, in seconds.", ("operation",), _QUERY_BUCKETS_S
+        self._queries = Distribution(
+            "kv_cache_query_duration", "Time of an index query, in seconds.", ("operation",), _QUERY_BUCKETS_S, self._registry
         )
         ratio = self._gauge("kv_cache_hit_ratio", "Blocks found of blocks asked for, over the last 1000 queries.")
         ratio.set_function(lambda: self._hits.ratio)
@@ -186,7 +187,7 @@ class Metrics:
 
     def query(self, operation: str, seconds: float, blocks: int, hit_blocks: int) -> None:
         """Note an index query: its time, the blocks that it asked for, and those that some pod held."""
-        self._queries.labels(operation).observe(seconds)
+        self._queries.series(operation).observe(seconds)
         if blocks > 0:
             self._hits.add(blocks, hit_blocks)
 
@@ -251,8 +252,8 @@ class Metrics:
         return metric
 
 
-class _Names:
-    """Label values, at most ``limit`` of them."""
+class LabelValues:
+    """Label values, at most ``limit`` of them. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -260,6 +261,7 @@ class _Names:
         self._lock = threading.Lock()
 
     def admit(self, name: str) -> str:
+        """Return a value, or "other" where it would be one too many."""
         if name in self._names:
             return name
         with self._lock:
@@ -269,6 +271,7 @@ class _Names:
             return name
 
     def forget(self, name: str) -> bool:
+        """Make room; return whether the value was known."""
         with self._lock:
             known = name in self._names
             self._names.discard(name)

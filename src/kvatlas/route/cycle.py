@@ -15,7 +15,7 @@ from kvatlas.route.matches import NO_MATCH, PrefixMatch, PrefixMatches
 from kvatlas.route.request import RouteRequest
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An endpoint with its load at the time of the decision."""
 
     endpoint: Endpoint

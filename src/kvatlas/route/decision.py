@@ -72,9 +72,14 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         return self.prefill or self.target
 
     @property
+    def first_matches(self) -> PrefixMatches | None:
+        """What the first producer found, which is what predictions go by; None where none did its work."""
+        return next(iter(self.matches.values()), None)
+
+    @property
     def predicted_cached_tokens(self) -> int | None:
         """How much of the prompt its computer holds: what the engine should report. None where nothing could tell."""
-        found = next(iter(self.matches.values()), None)
+        found = self.first_matches
         if found is None:
             return None
         match = found.of(self.computes_prompt.name)

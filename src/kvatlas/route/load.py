@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 
-class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
+class EngineReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an engine said of itself: in its metrics, or in an ORCA response header. None where it did not say."""
 
     at_s: float
@@ -25,7 +25,7 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
     loras_max: int | None = None
 
 
-class InFlight(msgspec.Struct, frozen=True):
+class InFlight(msgspec.Struct, frozen=True, gc=False):
     """What was sent to an endpoint from here, or from other routers, and is not finished."""
 
     requests: int = 0
@@ -40,7 +40,7 @@ class InFlight(msgspec.Struct, frozen=True):
 NOTHING = InFlight()
 
 
-class Load(msgspec.Struct, frozen=True):
+class Load(msgspec.Struct, frozen=True, gc=False):
     """How busy an endpoint is, as one decision sees it."""
 
     report: EngineReport | None = None
@@ -125,11 +125,18 @@ class _Entry:
         """What :meth:`load` returned last, as long as it is true."""
 
     def add(self, requests: int, tokens: int, prefill_requests: int, prefill_tokens: int) -> None:
-        self.requests = max(0, self.requests + requests)  # below 0: an endpoint that was forgotten and came back
-        self.tokens = max(0, self.tokens + tokens)
-        self.prefill_requests = max(0, self.prefill_requests + prefill_requests)
-        self.prefill_tokens = max(0, self.prefill_tokens + prefill_tokens)
+        self.requests += requests
+        self.tokens += tokens
+        self.prefill_requests += prefill_requests
+        self.prefill_tokens += prefill_tokens
+        if self.requests < 0 or self.tokens < 0 or self.prefill_requests < 0 or self.prefill_tokens < 0:
+            self._clamp()
         self.made = None
+
+    def _clamp(self) -> None:
+        """Below 0: an endpoint that was forgotten and came back."""
+        self.requests, self.tokens = max(0, self.requests), max(0, self.tokens)
+        self.prefill_requests, self.prefill_tokens = max(0, self.prefill_requests), max(0, self.prefill_tokens)
 
     def load(self) -> Load:
         if self.made is None:

@@ -20,7 +20,7 @@ class MatchSource(enum.Enum):
     """What was routed there before: the engine may have evicted it, or served others."""
 
 
-class PrefixMatch(msgspec.Struct, frozen=True):
+class PrefixMatch(msgspec.Struct, frozen=True, gc=False):
     """What one endpoint holds of a prompt: a prefix without gaps."""
 
     tokens: int
@@ -46,7 +46,7 @@ class PrefixMatch(msgspec.Struct, frozen=True):
 NO_MATCH = PrefixMatch(0, MatchSource.HISTORY)
 
 
-class PrefixMatches(msgspec.Struct, frozen=True):
+class PrefixMatches(msgspec.Struct, frozen=True, gc=False):
     """What all endpoints hold of one prompt. Those that hold nothing may be missing."""
 
     by_endpoint: Mapping[EndpointName, PrefixMatch]

@@ -20,7 +20,7 @@ class End(enum.Enum):
     CLIENT_GONE = "client_gone"
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What was seen of a request's answer. None: not seen."""
 
     end: End

@@ -32,6 +32,10 @@ class MaxScorePicker:
         self._count = parameters.count
 
     def pick(self, cycle: Cycle, candidates: Sequence[Candidate], totals: Sequence[float]) -> list[Candidate]:
+        if self._count == 1:
+            best = max(totals)
+            if totals.count(best) == 1:
+                return [candidates[totals.index(best)]]
         order = _shuffled(cycle, len(candidates))
         order.sort(key=lambda position: -totals[position])  # stable: equal totals stay shuffled
         return [candidates[position] for position in order[: self._count]]

@@ -50,10 +50,10 @@ class Profile(msgspec.Struct, frozen=True):
         ratings = []
         for scorer in self.scorers:
             scored = scorer.plugin.score(cycle, candidates)
-            scores = [_clamped(score) for score in scored]
+            scores = tuple([_clamped(score) for score in scored])
             assert len(scores) == len(candidates), f"{scorer.name} scored {len(scores)} of {len(candidates)} candidates"
             explained = scored if isinstance(scored, ExplainedScores) else None
-            ratings.append(Rating(scorer.name, scorer.weight, tuple(scores), explained))
+            ratings.append(Rating(scorer.name, scorer.weight, scores, explained))
             totals = [total + score * scorer.weight for total, score in zip(totals, scores, strict=True)]
         picked = self.picker.pick(cycle, candidates, totals)
         return ProfileRun(

@@ -191,7 +191,8 @@ class Router:
         return endpoints
 
     def _with_loads(self, endpoints: Iterable[Endpoint]) -> tuple[Candidate, ...]:
-        return tuple(Candidate(endpoint, self._loads.of(endpoint.name)) for endpoint in endpoints)
+        of = self._loads.of
+        return tuple([Candidate(endpoint, of(endpoint.name)) for endpoint in endpoints])
 
 
 class Flight:

@@ -24,7 +24,7 @@ _FUSED: dict[type[Scorer], str] = {
 """The scorers that a fused index knows. Others, from other packages, score what a lookup finds."""
 
 
-class Prompt(msgspec.Struct, frozen=True):
+class Prompt(msgspec.Struct, frozen=True, gc=False):
     """A prompt with all that its keys depend on. ``model``: as streams name it. ``pods`` None means all."""
 
     tokens: array[int]
@@ -82,7 +82,7 @@ class Matcher:
             scored = self._score_stream(scorer, holdings, stream, len(prompt.tokens))
             if info.model in (None, prompt.model) or scored.score > 0:
                 streams.append(scored)
-        return PromptScores(streams, len(keys), holdings.blocks_held)
+        return PromptScores(streams, keys, holdings.blocks_held)
 
     def _score_stream(self, scorer: Scorer, holdings: Holdings, stream: Stream, prompt_tokens: int) -> StreamScore:
         hit = longest_prefix(holdings, stream, prompt_tokens, self._schema.block_size_tokens)

@@ -18,7 +18,8 @@ from kvatlas.route.matches import MatchSource, PrefixMatch, PrefixMatches
 from kvatlas.route.outcome import End, Outcome
 from kvatlas.route.plugins import Services
 from kvatlas.route.prefix.hashes import HashedPrompt, hash_prompt
-from kvatlas.route.prefix.history import History, HistoryStats
+from kvatlas.route.prefix.history import HistoryStats
+from kvatlas.route.prefix.native import make_history
 from kvatlas.route.request import RouteRequest
 
 BLOCK_SIZE_TOKENS_MIN = 64
@@ -64,23 +65,30 @@ class ApproximatePrefixCache:
             bytes_max = parse_size(parameters.history_bytes_max)
         except ValueError as error:
             raise ConfigError(f"{name}.historyBytesMax", str(error), SIZE_FORMS) from None
-        self._history = History(bytes_max)
+        self._natively = services.index is None or services.index.config.index.core != "reference"
+        self._history = make_history(bytes_max, natively=self._natively)
         self._pool: dict[EndpointName, str] = {}
         """Addresses, by name."""
 
     def produce(self, cycle: Cycle) -> None:
+        self.remember(cycle)
         found = self.find(cycle)
         if found is None:
             cycle.notes.append(f"{self.name}: neither tokens nor text of the prompt are known, nothing is matched")
         else:
             cycle.matches[self.name] = found
 
+    def remember(self, cycle: Cycle) -> None:
+        """Hash the prompt: what is kept of it is recorded once it is decided, and found."""
+        prompt = self._hashed(cycle.request)
+        if prompt is not None:
+            cycle.kept[self._kept] = prompt
+
     def find(self, cycle: Cycle) -> PrefixMatches | None:
-        """Return what candidates were sent of a prompt; None where neither its tokens nor its text are known."""
-        prompt = hash_prompt(cycle.request, self.block_size_tokens, self._blocks_max)
+        """Return what candidates were sent of a remembered prompt; None where neither its tokens nor its text are known."""
+        prompt: HashedPrompt | None = cycle.kept.get(self._kept)
         if prompt is None:
             return None
-        cycle.kept[self._kept] = prompt
         routed = self._history.match(prompt.hashes)
         matches = {blocks: PrefixMatch(prompt.tokens(blocks), MatchSource.HISTORY) for blocks in set(routed.values())}
         found = {
@@ -103,7 +111,7 @@ class ApproximatePrefixCache:
         """A request that ended well elsewhere than decided (a retry) is history there too."""
         if outcome.end is not End.DONE or endpoint == decision.target.name or endpoint not in self._pool:
             return
-        prompt = hash_prompt(decision.request, self.block_size_tokens, self._blocks_max)
+        prompt = self._hashed(decision.request)
         if prompt is not None:
             self._history.record(endpoint, prompt.hashes, self._capacity_blocks)
 
@@ -123,6 +131,9 @@ class ApproximatePrefixCache:
 
     def stats(self) -> HistoryStats:
         return self._history.stats()
+
+    def _hashed(self, request: RouteRequest) -> HashedPrompt | None:
+        return hash_prompt(request, self.block_size_tokens, self._blocks_max, natively=self._natively)
 
     def _blocks(self, request: RouteRequest, prompt: HashedPrompt) -> int:
         """Return how many blocks could have been matched; where only the first tokens are known, by the estimated length."""

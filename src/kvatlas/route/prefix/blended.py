@@ -56,14 +56,13 @@ class BlendedPrefixCache:
         return self._events.lag
 
     def produce(self, cycle: Cycle) -> None:
-        history = self._history.find(cycle)
-        events = self._events.find(cycle)
-        if events is None:
-            found = history
-        elif history is None:
-            found = events
-        else:
-            found = _blend(cycle, events, history)
+        self._history.remember(cycle)
+        found = self._events.find(cycle)
+        if found is None:
+            found = self._history.find(cycle)
+        elif not _all_fresh(cycle, found):
+            history = self._history.find(cycle)
+            found = found if history is None else _blend(cycle, found, history)
         if found is not None:
             cycle.matches[self.name] = found
 
@@ -88,6 +87,13 @@ class BlendedPrefixCache:
     def stats(self) -> HistoryStats:
         """Return the sizes of its history."""
         return self._history.stats()
+
+
+def _all_fresh(cycle: Cycle, events: PrefixMatches) -> bool:
+    """Whether events say what every candidate holds, and can be relied on."""
+    return all(
+        (told := events.by_endpoint.get(one.endpoint.name)) is not None and told.stale is None for one in cycle.candidates
+    )
 
 
 def _blend(cycle: Cycle, events: PrefixMatches, history: PrefixMatches) -> PrefixMatches:

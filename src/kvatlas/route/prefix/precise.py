@@ -13,7 +13,7 @@ from kvatlas.results import Query
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision
 from kvatlas.route.endpoint import Endpoint, EndpointName
-from kvatlas.route.matches import NO_MATCH, MatchSource, PrefixMatch, PrefixMatches
+from kvatlas.route.matches import MatchSource, PrefixMatch, PrefixMatches
 from kvatlas.route.parameters import GoDuration
 from kvatlas.route.plugins import Services
 from kvatlas.route.prefix.lag import EventLag
@@ -53,7 +53,7 @@ class PrecisePrefixCache:
         Raises ConfigError where the longest time to live is the shorter one, and for keys that others could not find.
         """
         self.name = name
-        self._asked = f"{name} query"
+        self._keys = f"{name} keys"
         self._promised = f"{name} promised"
         self._index: Indexer | None = services.index
         given = LlmdIndex(parameters.token_processor_config, parameters.indexer_config, parameters.kv_events_config)
@@ -85,13 +85,12 @@ class PrecisePrefixCache:
             why = "there is no index" if self._index is None else f"the tokens are not known ({_why(request)})"
             cycle.notes.append(f"{self.name}: {why}, so nothing is matched by events")
             return None
-        query = _query(request)
         try:
-            scores = self._index.match(query)
+            scores = self._index.match(_query(request))
         except RequestError as error:
             cycle.notes.append(f"{self.name}: {error}; so nothing is matched by events")
             return None
-        cycle.kept[self._asked] = query
+        cycle.kept[self._keys] = scores.keys
         self.lag.look(cycle.now_s)
         size = self._index.config.keys.block_size
         found = self._matches(cycle, scores, size)
@@ -100,18 +99,20 @@ class PrecisePrefixCache:
 
     def decided(self, cycle: Cycle, decision: Decision) -> None:
         """Promise the prompt's blocks to who computes it, and to who gets them then."""
-        query: Query | None = cycle.kept.get(self._asked)
-        if not self._speculates or query is None or self._index is None:
+        keys: Sequence[BlockKey] | None = cycle.kept.get(self._keys)
+        if not self._speculates or not keys or self._index is None:
             return
-        computes = decision.computes_prompt
-        chosen = {one.name: one for one in (computes, decision.target)}.values()
-        lacking = [one for one in chosen if not self._confirmed(cycle, one.name)]
-        keys = self._index.block_keys(query) if lacking else []
-        for endpoint in lacking if keys else []:
+        computes, target = decision.computes_prompt, decision.target
+        chosen = (computes,) if computes.name == target.name else (computes, target)
+        found = cycle.matches.get(self.name)
+        # where events say already that an endpoint holds every block there is nothing to promise
+        confirmed = [(one, 0 if found is None else _confirmed_blocks(found, one.name)) for one in chosen]
+        lacking = [(one, blocks) for one, blocks in confirmed if found is None or blocks < found.blocks]
+        for endpoint, _ in lacking:
             stream = self._promisable(endpoint, cycle.now_s)
             if stream is not None:
                 self._index.index.promise(stream, keys, self.lag.ttl_s)
-                cycle.kept[self._promised] = keys[min(self._confirmed_blocks(cycle, one.name) for one in lacking) :]
+                cycle.kept[self._promised] = keys[min([blocks for _, blocks in lacking]) :]
                 if endpoint is computes:
                     self._watch(cycle, computes, stream, keys)
 
@@ -154,19 +155,6 @@ class PrecisePrefixCache:
             cycle.notes.append(f"{self.name}: events of {_some(others)} name another model than {model!r} (setting models)")
         return found
 
-    def _confirmed(self, cycle: Cycle, endpoint: EndpointName) -> bool:
-        """Whether events say already that an endpoint holds every block of the prompt: then there is nothing to promise."""
-        found = cycle.matches.get(self.name)
-        return found is not None and self._confirmed_blocks(cycle, endpoint) >= found.blocks
-
-    def _confirmed_blocks(self, cycle: Cycle, endpoint: EndpointName) -> int:
-        """Return how many of the prompt's blocks events say that an endpoint holds."""
-        found = cycle.matches.get(self.name)
-        match = NO_MATCH if found is None else found.of(endpoint)
-        if found is None or match.source is not MatchSource.EVENTS or match.stale is not None:
-            return 0
-        return (match.tokens - match.speculative_tokens) // found.block_size_tokens
-
     def _promisable(self, endpoint: Endpoint, now_s: float) -> Stream | None:
         """Return the stream to promise blocks to; None where they are promised only to those that were heard of."""
         assert self._known is not None
@@ -191,6 +179,14 @@ class PrecisePrefixCache:
         assert self._index is not None
         lookup = self._index.index.lookup([key], [stream.pod])
         return any(slot.stream == stream for slot in lookup.holders[0])
+
+
+def _confirmed_blocks(found: PrefixMatches, endpoint: EndpointName) -> int:
+    """Return how many of the prompt's blocks events say that an endpoint holds."""
+    match = found.of(endpoint)
+    if match.source is not MatchSource.EVENTS or match.stale is not None:
+        return 0
+    return (match.tokens - match.speculative_tokens) // found.block_size_tokens
 
 
 def _query(request: RouteRequest) -> Query:

@@ -26,7 +26,6 @@ from kvatlas.serve.proxy.models import Models
 from kvatlas.serve.proxy.retries import RetryBudget
 from kvatlas.serve.routing.asked import DESTINATION, DP_RANK, REQUEST_ID, request_id
 from kvatlas.serve.routing.dispatch import Dispatcher, Trip
-from kvatlas.serve.routing.explain import first_matches
 from kvatlas.serve.token import TokenCheck
 
 JSON = "application/json"
@@ -171,7 +170,7 @@ class ProxyHandler:
 def explained(trip: Trip, endpoint: Endpoint) -> dict[str, str]:
     """Return headers that say where a request went, and what was held there of its prompt."""
     told: dict[str, str] = {"x-kvatlas-endpoint": endpoint.name}
-    found = first_matches(trip.decision)
+    found = trip.decision.first_matches
     if found is not None:
         match = found.of(endpoint.name)
         told["x-kvatlas-matched-tokens"] = str(match.tokens)

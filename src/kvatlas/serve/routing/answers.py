@@ -83,12 +83,15 @@ def usage_in(tail: bytes | bytearray) -> Usage:
 
 
 def _last_usage(tail: bytes | bytearray) -> dict[str, Any]:
-    usage: dict[str, Any] = {}
-    for found in _USAGE.finditer(tail):
-        text = tail[found.end() - 1 : found.end() + USAGE_BYTES_MAX].decode(errors="replace")
-        with contextlib.suppress(ValueError, RecursionError):
-            usage = _JSON.raw_decode(text)[0]
-    return usage
+    end = len(tail)
+    while (start := tail.rfind(b'"usage"', 0, end)) >= 0:
+        if found := _USAGE.match(tail, start):
+            text = tail[found.end() - 1 : found.end() + USAGE_BYTES_MAX].decode(errors="replace")
+            with contextlib.suppress(ValueError, RecursionError):
+                usage: dict[str, Any] = _JSON.raw_decode(text)[0]
+                return usage
+        end = start
+    return {}
 
 
 def _count(value: object) -> int | None:

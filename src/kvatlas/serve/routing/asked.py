@@ -17,7 +17,7 @@ from kvatlas.errors import RequestError, TokensError
 from kvatlas.keys.tokens import as_token_array
 from kvatlas.route.request import RouteRequest
 from kvatlas.serve.prompts import chat_prompt, text_prompt
-from kvatlas.serve.schema import ChatBody, CompletionBody, MalformedError, read_body
+from kvatlas.serve.schema import ChatBody, CompletionBody, read_body
 from kvatlas.tokens.prompts import Prompt
 from kvatlas.tokens.tokenization import estimate
 
@@ -111,14 +111,9 @@ def request_id(headers: Mapping[str, str]) -> str:
 def _envelope(body: bytes) -> Envelope:
     try:
         envelope = msgspec.json.decode(body, type=Envelope)
-    except msgspec.ValidationError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # The rest may be odd, and is the engine's to judge; a model is what routing needs.
         envelope = Envelope(read_body(body, _Model).model)
-        if not envelope.model:
-            raise RequestError("model", str(error), "name the model") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        problem = "is empty" if not body else f"is no JSON: {error}"
-        raise MalformedError("body", problem, "send one JSON object in UTF-8") from None
     if not envelope.model:
         raise RequestError("model", "is empty", "name the model as the engines do")
     return envelope

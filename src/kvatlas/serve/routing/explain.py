@@ -12,7 +12,7 @@ from kvatlas.route.decision import Decision, ProfileRun, Rating
 from kvatlas.route.endpoint import Endpoint, EndpointName
 from kvatlas.route.load import Load
 from kvatlas.route.log import Logged
-from kvatlas.route.matches import PrefixMatch, PrefixMatches
+from kvatlas.route.matches import PrefixMatch
 from kvatlas.route.router import Router
 from kvatlas.serve.routing.remedies import remedy
 from kvatlas.types import Tier
@@ -177,7 +177,7 @@ def why(decision: Decision) -> str:
     others = max((len(run.candidates) for run in decision.runs.values() if run is not None), default=1) - 1
     if others == 0:
         return f"{target.name} was the only candidate"
-    found = first_matches(decision)
+    found = decision.first_matches
     if found is None:
         return f"{target.name} scored best of {others + 1}; nothing is known of the prompt's prefix"
     held = found.of(target.name)
@@ -195,18 +195,13 @@ def why(decision: Decision) -> str:
 
 def match_at(decision: Decision, endpoint: EndpointName) -> MatchShown:
     """Return what an endpoint held of the prompt, by the first producer."""
-    found = first_matches(decision)
+    found = decision.first_matches
     return _match(None if found is None else found.of(endpoint))
-
-
-def first_matches(decision: Decision) -> PrefixMatches | None:
-    """Return what the first producer found, which is what predictions go by."""
-    return next(iter(decision.matches.values()), None)
 
 
 def _profile(run: ProfileRun, decision: Decision) -> ProfileShown:
     picked = {candidate.name for candidate in run.picked}
-    found = first_matches(decision)
+    found = decision.first_matches
     rows = []
     for position, (candidate, total) in enumerate(zip(run.candidates, run.totals, strict=True)):
         scores = {rating.scorer: _score(rating, position) for rating in run.ratings}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 
 from kvatlas.errors import RouteError
+from kvatlas.observe.distribution import Distribution
 from kvatlas.observe.logs import get_logger
+from kvatlas.observe.metrics import LabelValues
 from kvatlas.route.decision import Decision
 from kvatlas.route.outcome import Outcome
 from kvatlas.serve.routing.explain import why
 
 ENDPOINTS_MAX = 10_000
-OTHER = "other"
 
 _log = get_logger(__name__)
 
@@ -44,7 +45,9 @@ class RoutingMetrics:
     def __init__(self, registry: CollectorRegistry, *, log_ends: bool = False) -> None:
         """``log_ends``: write a log line for each request that ended."""
         self._log_ends = log_ends
-        self._endpoints: set[str] = set()
+        self._endpoints = LabelValues(ENDPOINTS_MAX)
+        self._kept: dict[tuple[Counter, str, str], Counter] = {}
+        """Series of counters by endpoint and something else: looking them up costs more than counting."""
         self._decisions = Counter(
             "kvatlas_route_decisions",
             "Requests sent somewhere, by what their prefix was matched by: events, history, none (nothing held), unknown.",
@@ -70,32 +73,28 @@ class RoutingMetrics:
             ("outcome",),
             registry=registry,
         )
-        self._stages = Histogram(
+        stages = Distribution(
             "kvatlas_route_stage_seconds",
             "Time before a request is sent, by stage: read, tokens, admission, decide.",
             ("stage",),
-            registry=registry,
-            buckets=_STAGE_BUCKETS_S,
+            _STAGE_BUCKETS_S,
+            registry,
         )
-        self._by_stage = [self._stages.labels(stage) for stage in ("read", "tokens", "admission", "decide")]
-        self._ttft = Histogram(
-            "kvatlas_route_ttft_seconds",
-            "From sending a request to its first token.",
-            registry=registry,
-            buckets=_TTFT_BUCKETS_S,
-        )
+        self._by_stage = [stages.series(stage) for stage in ("read", "tokens", "admission", "decide")]
+        text = "From sending a request to its first token."
+        self._ttft = Distribution("kvatlas_route_ttft_seconds", text, (), _TTFT_BUCKETS_S, registry).series()
         self._predicted = Counter(
             "kvatlas_route_predicted_cached_tokens",
             "Cached tokens predicted, of requests whose engine told.",
             registry=registry,
         )
         self._actual = Counter("kvatlas_route_actual_cached_tokens", "Cached tokens that engines told.", registry=registry)
-        self._error = Histogram(
+        self._error = Distribution(
             "kvatlas_route_prediction_error_tokens",
             "Tokens that a prediction of cached tokens was off, by direction: over, under.",
             ("direction",),
-            registry=registry,
-            buckets=_TOKEN_BUCKETS,
+            _TOKEN_BUCKETS,
+            registry,
         )
         self._lost = Counter(
             "kvatlas_route_overlap_lost_tokens",
@@ -105,7 +104,7 @@ class RoutingMetrics:
 
     def decided(self, decision: Decision) -> None:
         """Count a decision, and the overlap that it gave up."""
-        found = next(iter(decision.matches.values()), None)
+        found = decision.first_matches
         if found is None:
             matched_by = "unknown"
         else:
@@ -113,7 +112,7 @@ class RoutingMetrics:
             matched_by = chosen.source.value if chosen.tokens else "none"
             best = max((match.tokens for match in found.by_endpoint.values()), default=0)
             self._lost.inc(max(0, best - chosen.tokens))
-        self._decisions.labels(self._endpoint(decision.target.name), matched_by).inc()
+        self._count(self._decisions, decision.target.name, matched_by)
 
     def stages(self, *seconds: float) -> None:
         """Note how long reading, tokens, admission and deciding took."""
@@ -141,7 +140,7 @@ class RoutingMetrics:
 
     def finished(self, decision: Decision, endpoint: str, outcome: Outcome) -> None:
         """Note how a request went, and how good its prediction was."""
-        self._ends.labels(self._endpoint(endpoint), outcome.end.value).inc()
+        self._count(self._ends, endpoint, outcome.end.value)
         if outcome.ttft_s is not None:
             self._ttft.observe(outcome.ttft_s)
         predicted = decision.predicted_cached_tokens
@@ -162,11 +161,13 @@ class RoutingMetrics:
         self._predicted.inc(predicted)
         self._actual.inc(outcome.cached_tokens)
         direction = "over" if predicted >= outcome.cached_tokens else "under"
-        self._error.labels(direction).observe(abs(predicted - outcome.cached_tokens))
+        self._error.series(direction).observe(abs(predicted - outcome.cached_tokens))
 
-    def _endpoint(self, name: str) -> str:
-        if name not in self._endpoints:
-            if len(self._endpoints) >= ENDPOINTS_MAX:
-                return OTHER
-            self._endpoints.add(name)
-        return name
+    def _count(self, counter: Counter, endpoint: str, value: str) -> None:
+        series = self._kept.get((counter, endpoint, value))
+        if series is None:
+            admitted = self._endpoints.admit(endpoint)
+            series = counter.labels(admitted, value)
+            if admitted == endpoint:
+                self._kept[counter, endpoint, value] = series
+        series.inc()
