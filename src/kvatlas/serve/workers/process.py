@@ -17,7 +17,7 @@ import uvloop
 
 from kvatlas.errors import KvatlasError
 from kvatlas.observe.logs import configure_logs, get_logger
-from kvatlas.serve.service import Addresses, serve
+from kvatlas.serve.service import Addresses, keep_what_is_loaded, serve
 from kvatlas.serve.workers.plan import Plan, read_plan
 
 FAILED = 2
@@ -58,7 +58,12 @@ async def _work(plan: Plan, tell: Callable[[Started], None]) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), orphaned)
-    await serve(plan.config, started=lambda addresses: tell(Started(addresses)), worker=plan.worker)
+    await serve(
+        plan.config,
+        started=lambda addresses: tell(Started(addresses)),
+        ready=keep_what_is_loaded,
+        worker=plan.worker,
+    )
 
 
 if __name__ == "__main__":
