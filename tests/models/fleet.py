@@ -52,6 +52,11 @@ class Turn:
     session: int | None = None
     gone_after_s: float | None = None
     """The client gives up if there is no token by then."""
+    prompt_tokens: int = 0
+    """By default those of the blocks: of ``BLOCK_TOKENS`` each."""
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = self.prompt_tokens or len(self.blocks) * BLOCK_TOKENS
 
 
 @dataclass
@@ -123,7 +128,7 @@ class Engine:
         if not self.waiting or self.running >= spec.slots:
             return None
         job = self.waiting[0]
-        tokens = len(job.turn.blocks) * BLOCK_TOKENS
+        tokens = job.turn.prompt_tokens
         need = tokens + job.turn.output_tokens
         if self.running and self.resident_tokens + need > spec.cache_blocks * BLOCK_TOKENS:
             return None
@@ -151,7 +156,7 @@ class Engine:
 
     def _finished(self, job: Job) -> None:
         self.decoding -= 1
-        self.resident_tokens -= len(job.turn.blocks) * BLOCK_TOKENS + job.turn.output_tokens
+        self.resident_tokens -= job.turn.prompt_tokens + job.turn.output_tokens
         if not job.gone:
             self.fleet.finished(self, job)
         self.pump()
@@ -209,9 +214,18 @@ class Result:
 class Fleet:
     """Engines, users and a clock. ``report_every_s`` None: engines never say anything."""
 
-    def __init__(self, specs: Mapping[str, EngineSpec], *, report_every_s: float | None = 0.05, warm_up: int = 0) -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, EngineSpec],
+        *,
+        report_every_s: float | None = 0.05,
+        warm_up: int = 0,
+        engine: type[Engine] | None = None,
+        block_tokens: int = BLOCK_TOKENS,
+    ) -> None:
         self.now_s = 0.0
-        self.engines = {EndpointName(name): Engine(name, spec, self) for name, spec in specs.items()}
+        self.block_tokens = block_tokens
+        self.engines = {EndpointName(name): (engine or Engine)(name, spec, self) for name, spec in specs.items()}
         self.result = Result()
         self.prompts: dict[str, Blocks] = {}
         """Prompts of requests that are being decided, by request id."""
@@ -221,6 +235,7 @@ class Fleet:
         self._order = itertools.count()
         self._ids = itertools.count()
         self._report_every_s = report_every_s
+        self._reporting = False
         self._warm_up = warm_up
         self._open = 0
 
@@ -242,7 +257,8 @@ class Fleet:
         self._pool()
         for turn in turns:
             self._plan(turn)
-        if self._report_every_s is not None:
+        if self._report_every_s is not None and not self._reporting:
+            self._reporting = True
             self._reports()
         while self._events and self._open:
             self.now_s, _, action = heapq.heappop(self._events)
@@ -257,7 +273,7 @@ class Fleet:
                 end=End.DONE,
                 ttft_s=job.ttft_s,
                 duration_s=self.now_s - job.sent_s,
-                prompt_tokens=len(turn.blocks) * BLOCK_TOKENS,
+                prompt_tokens=turn.prompt_tokens,
                 cached_tokens=job.cached,
                 output_tokens=turn.output_tokens,
             )
@@ -274,7 +290,7 @@ class Fleet:
         assert self.router is not None
         name = f"r{next(self._ids)}"
         self.prompts[name] = turn.blocks
-        request = RouteRequest(id=name, model="m", prompt_tokens_estimated=len(turn.blocks) * BLOCK_TOKENS)
+        request = RouteRequest(id=name, model="m", prompt_tokens_estimated=turn.prompt_tokens)
         flight = self.router.decide(request)
         del self.prompts[name]
         engine = self.engines[flight.endpoint]
@@ -293,7 +309,7 @@ class Fleet:
     def _done(self, job: Job) -> None:
         self._open -= 1
         result = self.result
-        result.prompt += len(job.turn.blocks) * BLOCK_TOKENS
+        result.prompt += job.turn.prompt_tokens
         result.arrivals.append((job.sent_s, str(job.flight.endpoint), job.ttft_s))
         if job.ttft_s is not None and len(result.arrivals) > self._warm_up:
             result.ttfts_s.append(job.ttft_s)

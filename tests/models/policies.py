@@ -23,9 +23,10 @@ SPECULATIVE_S = 20.0
 class Truth:
     """What engines hold, as their events told ``lag_s`` later, with speculative entries for what was just sent there."""
 
-    def __init__(self, fleet: Fleet, lag_s: float = 0.0) -> None:
+    def __init__(self, fleet: Fleet, lag_s: float = 0.0, speculative_s: float = SPECULATIVE_S) -> None:
         self._fleet = fleet
         self._lag_s = lag_s
+        self._speculative_s = speculative_s
         self._known: dict[EndpointName, set[int]] = {}
         self._sent: dict[EndpointName, dict[int, float]] = {}
 
@@ -44,13 +45,13 @@ class Truth:
                     break
                 count += 1
             if count:
-                found[name] = PrefixMatch(count * BLOCK_TOKENS, MatchSource.EVENTS)
-        cycle.matches["prefix"] = PrefixMatches(found, BLOCK_TOKENS, len(blocks))
+                found[name] = PrefixMatch(count * self._fleet.block_tokens, MatchSource.EVENTS)
+        cycle.matches["prefix"] = PrefixMatches(found, self._fleet.block_tokens, len(blocks))
 
     def decided(self, cycle: Cycle, decision: Decision) -> None:
         sent = self._sent[decision.target.name]
         for block in self._fleet.prompts[cycle.request.id]:
-            sent[block] = cycle.now_s + SPECULATIVE_S
+            sent[block] = cycle.now_s + self._speculative_s
 
 
 class History:
@@ -68,8 +69,8 @@ class History:
             routed = self._routed.setdefault(name, OrderedDict())
             count = next((i for i, block in enumerate(blocks) if block not in routed), len(blocks))
             if count:
-                found[name] = PrefixMatch(count * BLOCK_TOKENS, MatchSource.HISTORY)
-        cycle.matches["prefix"] = PrefixMatches(found, BLOCK_TOKENS, len(blocks))
+                found[name] = PrefixMatch(count * self._fleet.block_tokens, MatchSource.HISTORY)
+        cycle.matches["prefix"] = PrefixMatches(found, self._fleet.block_tokens, len(blocks))
 
     def decided(self, cycle: Cycle, decision: Decision) -> None:
         routed = self._routed[decision.target.name]

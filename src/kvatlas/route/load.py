@@ -6,6 +6,8 @@ here, or through routers that tell this one. Scorers see both.
 
 from __future__ import annotations
 
+from collections import deque
+
 import msgspec
 
 
@@ -34,7 +36,12 @@ class InFlight(msgspec.Struct, frozen=True, gc=False):
     prefill_requests: int = 0
     """Those without a first token yet."""
     prefill_tokens: int = 0
-    """Tokens that these still have to compute: prompt less the prefix that was predicted to be cached."""
+    """Tokens that these have to compute: prompt less the prefix that was predicted to be cached."""
+    first_tokens: int = 0
+    """Of these, those of the prompt that was sent first: what is computed now, if prompts are computed in turn."""
+    first_since_s: float | None = None
+    """Since when it may be computed, on the router's clock: it was sent, or the one before it got its first token.
+    None also where other routers' prompts wait there too: which is the first is not known then."""
 
 
 NOTHING = InFlight()
@@ -46,6 +53,8 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     report: EngineReport | None = None
     """None: it never said anything."""
     in_flight: InFlight = NOTHING
+    prefills_reported: int | None = None
+    """``in_flight.prefill_requests`` when the report came: what it is to be compared with. None: as many as now."""
 
     def report_within(self, now_s: float, age_s_max: float) -> EngineReport | None:
         """Return what the engine said, unless that is too old to go by."""
@@ -68,25 +77,26 @@ class LoadBook:
         entry = self._entry(endpoint)
         if entry.report is None or report.at_s >= entry.report.at_s:
             entry.report = report
+            entry.prefills_reported = len(entry.prefills) + entry.others.prefill_requests
             entry.made = None
 
     def began(self, endpoint: str, tokens: int) -> None:
         """Note a request that is sent, of so many prompt tokens."""
-        self._entry(endpoint).add(1, tokens, 0, 0)
+        self._entry(endpoint).add(1, tokens)
 
     def ended(self, endpoint: str, tokens: int) -> None:
         """Note that it came back. ``tokens``: as given to :meth:`began`."""
         if (entry := self._loads.get(endpoint)) is not None:
-            entry.add(-1, -tokens, 0, 0)
+            entry.add(-1, -tokens)
 
-    def prefill_began(self, endpoint: str, tokens: int) -> None:
+    def prefill_began(self, endpoint: str, tokens: int, now_s: float) -> None:
         """Note a prompt of which so many tokens have to be computed."""
-        self._entry(endpoint).add(0, 0, 1, tokens)
+        self._entry(endpoint).prefill_began(tokens, now_s)
 
-    def prefill_ended(self, endpoint: str, tokens: int) -> None:
+    def prefill_ended(self, endpoint: str, tokens: int, now_s: float) -> None:
         """Note that they are. ``tokens``: as given to :meth:`prefill_began`."""
         if (entry := self._loads.get(endpoint)) is not None:
-            entry.add(0, 0, -1, -tokens)
+            entry.prefill_ended(tokens, now_s)
 
     def own(self, endpoint: str) -> InFlight:
         """Return what was sent there from here."""
@@ -112,47 +122,73 @@ class LoadBook:
 
 
 class _Entry:
-    __slots__ = ("made", "others", "prefill_requests", "prefill_tokens", "report", "requests", "tokens")
+    __slots__ = (
+        "first_since_s",
+        "made",
+        "others",
+        "prefill_tokens",
+        "prefills",
+        "prefills_reported",
+        "report",
+        "requests",
+        "tokens",
+    )
 
     def __init__(self) -> None:
         self.report: EngineReport | None = None
+        self.prefills_reported: int | None = None
         self.others = NOTHING
         self.requests = 0
         self.tokens = 0
-        self.prefill_requests = 0
+        self.prefills: deque[int] = deque()
+        """Tokens of each prompt without a first token, in the order of sending. As many as there are requests in flight."""
         self.prefill_tokens = 0
+        self.first_since_s: float | None = None
         self.made: Load | None = None
         """What :meth:`load` returned last, as long as it is true."""
 
-    def add(self, requests: int, tokens: int, prefill_requests: int, prefill_tokens: int) -> None:
+    def add(self, requests: int, tokens: int) -> None:
         self.requests += requests
         self.tokens += tokens
-        self.prefill_requests += prefill_requests
-        self.prefill_tokens += prefill_tokens
-        if self.requests < 0 or self.tokens < 0 or self.prefill_requests < 0 or self.prefill_tokens < 0:
-            self._clamp()
+        if self.requests < 0 or self.tokens < 0:  # an endpoint that was forgotten and came back
+            self.requests, self.tokens = max(0, self.requests), max(0, self.tokens)
         self.made = None
 
-    def _clamp(self) -> None:
-        """Below 0: an endpoint that was forgotten and came back."""
-        self.requests, self.tokens = max(0, self.requests), max(0, self.tokens)
-        self.prefill_requests, self.prefill_tokens = max(0, self.prefill_requests), max(0, self.prefill_tokens)
+    def prefill_began(self, tokens: int, now_s: float) -> None:
+        if not self.prefills:
+            self.first_since_s = now_s
+        self.prefills.append(tokens)
+        self.prefill_tokens += tokens
+        self.made = None
+
+    def prefill_ended(self, tokens: int, now_s: float) -> None:
+        try:
+            self.prefills.remove(tokens)  # of equal ones it does not matter which
+        except ValueError:
+            return  # of an endpoint that was forgotten and came back
+        self.prefill_tokens -= tokens
+        self.first_since_s = now_s if self.prefills else None
+        self.made = None
 
     def load(self) -> Load:
         if self.made is None:
-            self.made = Load(self.report, self.own() if self.others is NOTHING else self._all())
+            in_flight = self.own() if self.others is NOTHING else self._all()
+            self.made = Load(self.report, in_flight, self.prefills_reported)
         return self.made
 
     def own(self) -> InFlight:
-        return InFlight(self.requests, self.tokens, self.prefill_requests, self.prefill_tokens)
+        prefills = self.prefills
+        first = prefills[0] if prefills else 0
+        return InFlight(self.requests, self.tokens, len(prefills), self.prefill_tokens, first, self.first_since_s)
 
     def _all(self) -> InFlight:
-        others = self.others
+        own, others = self.own(), self.others
         return InFlight(
-            self.requests + others.requests,
-            self.tokens + others.tokens,
-            self.prefill_requests + others.prefill_requests,
-            self.prefill_tokens + others.prefill_tokens,
+            own.requests + others.requests,
+            own.tokens + others.tokens,
+            own.prefill_requests + others.prefill_requests,
+            own.prefill_tokens + others.prefill_tokens,
+            *((own.first_tokens, own.first_since_s) if not others.prefill_requests else ()),
         )
 
 

@@ -248,7 +248,7 @@ class Flight:
         self._prefill_tokens = max(0, self._tokens - cached_tokens)
         self._prefilling = True
         loads = self._router._loads
-        loads.prefill_began(prefill_at, self._prefill_tokens)
+        loads.prefill_began(prefill_at, self._prefill_tokens, self._router._clock())
         for endpoint in {at, prefill_at}:
             loads.began(endpoint, self._tokens)
         self._router._in_flight_changed(at, prefill_at)
@@ -256,7 +256,7 @@ class Flight:
     def _end_prefill(self) -> None:
         self._prefilling = False
         loads = self._router._loads
-        loads.prefill_ended(self._prefill_at, self._prefill_tokens)
+        loads.prefill_ended(self._prefill_at, self._prefill_tokens, self._router._clock())
         if self._prefill_at != self._at:
             loads.ended(self._prefill_at, self._tokens)
         self._router._in_flight_changed(self._prefill_at)

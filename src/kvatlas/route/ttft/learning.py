@@ -1,8 +1,7 @@
 """What is learnt from how requests went: costs of the fleet, traits of every endpoint. No IO, no clock.
 
-Figures move by the logarithm of observed over expected, so that they stay positive and twice too much weighs as much as half;
-one observation counts for a factor of four at most, so that an outlier moves little and a slow engine is still found within
-ten requests.
+Figures move by the logarithm of observed over expected, so that twice too much weighs as much as half; one observation
+counts for a factor of four at most, so that an outlier moves little and a slow engine is still found within fifteen requests.
 """
 
 from __future__ import annotations
@@ -16,7 +15,9 @@ import msgspec
 
 from kvatlas.route.load import EngineReport
 from kvatlas.route.matches import MatchSource
+from kvatlas.route.ttft.fit import Fit
 from kvatlas.route.ttft.model import Costs, Traits
+from kvatlas.route.ttft.slots import Slots
 
 SURPRISE_MAX = math.log(4)
 """What one observation may say, as a logarithm."""
@@ -28,10 +29,14 @@ TRAITS_MEMORY = 10
 """The same of an endpoint's slowness and trust."""
 ARRIVALS_MEMORY = 256
 """Requests over which their rate is averaged."""
+BUSY_MAX = 0.8
+"""Share of time that an endpoint is taken to be busy at most."""
 TRUST_PRIOR = 4.0
 """As how many observations the fleet's trust counts at an endpoint."""
-STUCK_REPORTS = 3
-"""An engine that says so often that requests wait while equally many run has no more slots than these."""
+CHANCE = 1.5
+"""Standard errors that may be chance: an endpoint's slowness that differs by less is taken to be the fleet's."""
+SIGMA = 1.25
+"""From a mean absolute error to a standard deviation, where errors are normal."""
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -64,18 +69,17 @@ class _Trust:
 
 
 class _Endpoint:
-    __slots__ = ("learnt_at", "log_slowness", "report", "samples", "slots", "stuck", "trust", "weight")
+    __slots__ = ("learnt_at", "log_mean", "log_slowness", "samples", "slots", "trust", "weight")
 
     def __init__(self, log_slowness: float) -> None:
-        self.log_slowness = log_slowness
+        self.log_mean = self.log_slowness = log_slowness
+        """As it was observed, a mean over the last samples; and what is believed of it."""
         self.samples = 0
         self.weight = 0.0
         """Samples that still count: fewer the longer ago they are."""
         self.learnt_at = 0
         self.trust = {source: _Trust() for source in MatchSource}
-        self.report: EngineReport | None = None
-        self.stuck = 0
-        self.slots: int | None = None
+        self.slots = Slots()
 
 
 class Learner:
@@ -83,11 +87,16 @@ class Learner:
 
     def __init__(self) -> None:
         self.costs = Costs()
+        self._fit = Fit(self.costs.request_s, self.costs.token_s)
         self.surprise = 0.1
         """Mean absolute logarithm of observed over expected: how wrong expectations are."""
+        self._noise = 0.1
+        """The same, where an endpoint's own mean had been expected."""
         self._samples = 0
-        self._arrivals: deque[tuple[float, str]] = deque()
+        self._arrivals: deque[tuple[float, str, int]] = deque()
         self._arrived: Counter[str] = Counter()
+        self._work_us: Counter[str] = Counter()
+        self._all_work_us = 0
         self._endpoints: dict[str, _Endpoint] = {}
         self._trust = {source: _Trust() for source in MatchSource}
         self._traits: dict[str, Traits] = {}
@@ -112,24 +121,37 @@ class Learner:
             self._typical = Traits(math.exp(median(known)) if known else 1.0, trust)
         return self._typical
 
-    def arrived(self, endpoint: str, now_s: float) -> None:
-        """Learn how often requests arrive, and where."""
+    def arrived(self, endpoint: str, now_s: float, work_s: float) -> None:
+        """Learn how often requests arrive, and where, and how long each keeps the endpoint busy."""
+        work_us = round(work_s * 1e6)
         if len(self._arrivals) == ARRIVALS_MEMORY:
-            _, before = self._arrivals.popleft()
+            _, before, before_us = self._arrivals.popleft()
             self._arrived[before] -= 1
+            self._work_us[before] -= before_us
+            self._all_work_us -= before_us
             if not self._arrived[before]:
-                del self._arrived[before]
-        self._arrivals.append((now_s, endpoint))
+                del self._arrived[before], self._work_us[before]
+        self._arrivals.append((now_s, endpoint, work_us))
         self._arrived[endpoint] += 1
+        self._work_us[endpoint] += work_us
+        self._all_work_us += work_us
 
-    def arrivals_per_s(self, endpoints: Sequence[str]) -> list[float]:
-        """Return how many requests each endpoint gets a second: half what it got, half what everybody got on average."""
+    def behind_per_s(self, endpoints: Sequence[str]) -> list[float]:
+        """Return how many requests a second of queue finds behind it, until the queue is empty again.
+
+        That is how many arrive there a second, over the share of time in which there is nothing to do: a queue lasts longer
+        than its work, since requests go on arriving. Of both half is the endpoint's own, half the average.
+        """
         took_s = self._arrivals[-1][0] - self._arrivals[0][0] if self._arrivals else 0.0
         if took_s <= 0:
             return [0.0] * len(endpoints)
-        average = len(self._arrivals) / max(1, len(self._endpoints))
-        arrived = self._arrived
-        return [(arrived.get(endpoint, 0) + average) / 2 / took_s for endpoint in endpoints]
+        count, arrived, work_us = max(1, len(self._endpoints)), self._arrived, self._work_us
+        average, average_us = len(self._arrivals) / count, self._all_work_us / count
+        half, half_us = 0.5 / took_s, 0.5e-6 / took_s
+        return [
+            half * (arrived.get(one, 0) + average) / (1 - min(half_us * (work_us.get(one, 0) + average_us), BUSY_MAX))
+            for one in endpoints
+        ]
 
     def keep(self, endpoints: Iterable[str]) -> None:
         """Forget all endpoints but these."""
@@ -141,31 +163,36 @@ class Learner:
 
     def ttft(self, endpoint: str, sample: Sample) -> None:
         """Learn from a first token. The endpoint learns at once, the fleet's costs slowly."""
-        one, costs = self._endpoint(endpoint), self.costs
+        one = self._endpoint(endpoint)
         observed_s = max(sample.ttft_s - sample.other_s, 0.1 * sample.ttft_s, 1e-4)
-        slowness = math.exp(one.log_slowness)
-        requests_s, tokens_s = costs.request_s * sample.requests, costs.token_s * sample.tokens
-        error = math.log(observed_s / (slowness * (requests_s + tokens_s)))
+        error = math.log(observed_s / self._fit.of(sample.requests, sample.tokens)) - one.log_slowness
         if self._samples >= FIRST_SAMPLES:
             error = max(-SURPRISE_MAX, min(SURPRISE_MAX, error))
-        self.surprise += (abs(error) - self.surprise) / COSTS_MEMORY
-        share = requests_s / (requests_s + tokens_s)
-        by_request, by_token = share, 1 - share  # the gradient: what took most of the time is blamed most
-        if self._samples < FIRST_SAMPLES:
-            by_request = by_token = 1.0  # first the scale, then the proportions
-        step = error * max(1 / (1 + self._samples), 1 / COSTS_MEMORY) / (by_request * share + by_token * (1 - share))
-        self.costs = msgspec.structs.replace(
-            costs,
-            request_s=costs.request_s * math.exp(step * by_request),
-            token_s=costs.token_s * math.exp(step * by_token),
-        )
         self._samples += 1
+        self.surprise += (abs(error) - self.surprise) / COSTS_MEMORY
+        self._learn_costs(sample, error)
+        self._learn_slowness(one, error if self._samples > 1 else 0.0)
+        self._changed(endpoint)
+
+    def _learn_costs(self, sample: Sample, error: float) -> None:
+        if self._samples <= FIRST_SAMPLES:  # first the scale, then the proportions
+            scale = error / self._samples
+            self._fit.scale(math.exp(scale))
+            error -= scale
+        self._fit.learn(sample.requests, sample.tokens, error, COSTS_MEMORY)
+        self.costs = msgspec.structs.replace(self.costs, request_s=self._fit.request_s, token_s=self._fit.token_s)
+
+    def _learn_slowness(self, one: _Endpoint, error: float) -> None:
         one.weight *= math.exp(-(self._samples - one.learnt_at) / (TRAITS_MEMORY * max(1, len(self._endpoints))))
-        one.log_slowness += (error if self._samples > 1 else 0.0) / (2 + one.weight)
+        off = one.log_slowness - one.log_mean + error
+        if one.weight >= 1:
+            self._noise += (min(abs(off), SURPRISE_MAX) - self._noise) / COSTS_MEMORY
+        one.log_mean += off / (2 + one.weight)
         one.weight += 1
         one.samples += 1
         one.learnt_at = self._samples
-        self._changed(endpoint)
+        typical, chance = math.log(self.typical().slowness), CHANCE * SIGMA * self._noise / math.sqrt(one.weight)
+        one.log_slowness = typical + _beyond_chance(one.log_mean - typical, chance)
 
     def request(self, uncached_tokens: float, decode_s: float | None) -> None:
         """Learn what requests are like."""
@@ -182,18 +209,8 @@ class Learner:
         self._changed(endpoint)
 
     def report(self, endpoint: str, report: EngineReport) -> None:
-        """Learn how many slots an engine has, from its saying that requests wait while always equally many run."""
-        one = self._endpoint(endpoint)
-        if one.report is not None and report.at_s <= one.report.at_s:
-            return
-        before, one.report = one.report, report
-        if one.slots is not None and report.running > one.slots:
-            one.slots = None
-            self._traits.pop(endpoint, None)
-        waits = report.waiting > 0 and before is not None and before.waiting > 0
-        one.stuck = one.stuck + 1 if waits and before is not None and before.running == report.running else 0
-        if one.stuck >= STUCK_REPORTS and one.slots != report.running:
-            one.slots = max(1, report.running)
+        """Learn how many slots an engine has."""
+        if self._endpoint(endpoint).slots.learn(report):
             self._traits.pop(endpoint, None)
 
     def _endpoint(self, endpoint: str) -> _Endpoint:
@@ -205,7 +222,7 @@ class Learner:
     def _made(self, one: _Endpoint) -> Traits:
         typical = self.typical()
         trust: Mapping[MatchSource, float] = {source: each.value(typical.trust[source]) for source, each in one.trust.items()}
-        return Traits(math.exp(one.log_slowness), trust, one.samples, one.slots)
+        return Traits(math.exp(one.log_slowness), trust, one.samples, one.slots.limit)
 
     def _changed(self, endpoint: str) -> None:
         """What was made of it is made anew when asked for; of the others, whose prior moved a little, now and then."""
@@ -214,3 +231,8 @@ class Learner:
         else:
             self._traits.clear()
         self._typical = None
+
+
+def _beyond_chance(mean: float, chance: float) -> float:
+    """Return a mean as far as it is no chance: nearly all of it with much evidence, nothing within ``chance`` of 0."""
+    return 0.0 if abs(mean) <= chance else mean * (1 - (chance / mean) ** 2)

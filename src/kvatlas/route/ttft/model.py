@@ -18,8 +18,6 @@ from kvatlas.route.load import EngineReport, Load
 from kvatlas.route.matches import MatchSource, PrefixMatch
 from kvatlas.types import CPU, GPU, Tier
 
-BUSY_PERIOD = 2.0
-"""By how much a queue lasts longer than its work since requests go on arriving: 1 / (1 - load), at a load of one half."""
 BEHIND_MAX = 32.0
 """Requests behind this one that count at most: a copy of a prefix is worth something too, to those who use it."""
 KV_FULL = 0.9
@@ -67,6 +65,8 @@ class Expected(NamedTuple):
     tier_load_s: float
     others_delayed_s: float
     """That requests behind this one will wait longer for it, all together. No part of its TTFT, but of its price."""
+    elapsed_s: float
+    """Since the first prompt ahead may be computed."""
     requests_ahead: float
     tokens_ahead: float
     uncached_tokens: float
@@ -82,18 +82,31 @@ class Expected(NamedTuple):
 
 
 def expect(
-    costs: Costs, traits: Traits, load: Load, match: PrefixMatch, prompt_tokens: int, arrivals_per_s: float = 0.0
+    costs: Costs,
+    traits: Traits,
+    load: Load,
+    match: PrefixMatch,
+    prompt_tokens: int,
+    behind_per_s: float = 0.0,
+    now_s: float = 0.0,
 ) -> Expected:
-    """Return what to expect of an endpoint for a prompt of so many tokens; ``arrivals_per_s``: what else goes there."""
+    """Return what to expect of an endpoint for a prompt of so many tokens; ``behind_per_s``: who else comes."""
     in_flight, report = load.in_flight, load.report
     cached = match.tokens * traits.trust[match.source]
     uncached = max(1.0, prompt_tokens - cached)
     ahead, tokens_ahead = float(in_flight.prefill_requests), float(in_flight.prefill_tokens)
-    if report is not None and (foreign := report.waiting - ahead) > 0:
-        ahead += foreign
-        tokens_ahead += foreign * costs.uncached_tokens
+    if report is not None:
+        then = load.prefills_reported
+        if (foreign := report.waiting - (ahead if then is None else then)) > 0:
+            ahead += foreign
+            tokens_ahead += foreign * costs.uncached_tokens
     slowness = traits.slowness
     queue_s = slowness * (costs.request_s * ahead + costs.token_s * tokens_ahead)
+    ahead_s, elapsed_s = queue_s, 0.0
+    if in_flight.first_since_s is not None:
+        elapsed_s = max(0.0, now_s - in_flight.first_since_s)
+        first_s = slowness * (costs.request_s + costs.token_s * in_flight.first_tokens)
+        queue_s += abs(first_s - elapsed_s) - first_s  # overdue: as long again as it is overdue
     admission_s = 0.0
     if traits.slots is not None:
         admission_s = _slot_wait_s(costs, traits.slots, load)
@@ -106,16 +119,17 @@ def expect(
         prefill_s,
         max(0.0, admission_s - queue_s),
         tier_load_s,
-        _others_delayed_s(arrivals_per_s, max(queue_s, admission_s), prefill_s + tier_load_s),
+        _others_delayed_s(behind_per_s, max(ahead_s, admission_s), prefill_s + tier_load_s),
+        elapsed_s,
         ahead,
         tokens_ahead,
         uncached,
     )
 
 
-def _others_delayed_s(arrivals_per_s: float, busy_s: float, work_s: float) -> float:
+def _others_delayed_s(behind_per_s: float, busy_s: float, work_s: float) -> float:
     """Whoever arrives before the queue is empty waits for this work too; those who arrive during it for half of it."""
-    return work_s * min(arrivals_per_s * BUSY_PERIOD * (busy_s + work_s / 2), BEHIND_MAX)
+    return work_s * min(behind_per_s * (busy_s + work_s / 2), BEHIND_MAX)
 
 
 def _slot_wait_s(costs: Costs, slots: int, load: Load) -> float:

@@ -37,7 +37,8 @@ class Forecast(ExplainedScores):
         prompt_tokens: int,
         candidates: Sequence[Candidate],
         matches: Sequence[PrefixMatch],
-        arrivals_per_s: Sequence[float],
+        behind_per_s: Sequence[float],
+        now_s: float,
         tried: EndpointName | None,
     ) -> None:
         super().__init__(scores)
@@ -47,11 +48,13 @@ class Forecast(ExplainedScores):
         self._prompt_tokens = prompt_tokens
         self._candidates = candidates
         self._matches = matches
-        self._arrivals_per_s = array("d", arrivals_per_s)
+        self._behind_per_s = array("d", behind_per_s)
+        self._now_s = now_s
 
     def expected(self, at: int) -> Expected:
-        candidate, per_s = self._candidates[at], self._arrivals_per_s[at]
-        return expect(self._costs, self._traits[at], candidate.load, self._matches[at], self._prompt_tokens, per_s)
+        candidate, per_s = self._candidates[at], self._behind_per_s[at]
+        traits, match = self._traits[at], self._matches[at]
+        return expect(self._costs, traits, candidate.load, match, self._prompt_tokens, per_s, self._now_s)
 
     def knows(self, endpoint: EndpointName) -> bool:
         return any(candidate.name == endpoint for candidate in self._candidates)
@@ -104,9 +107,9 @@ class ExpectedTtft:
         found = cycle.matches_of(self._producer)
         tried = self._trial(candidates)
         names = [candidate.endpoint.name for candidate in candidates]
-        arrivals_per_s = learner.arrivals_per_s(names)
+        behind_per_s, now_s = learner.behind_per_s(names), cycle.now_s
         traits, matches, expected = [], [], []
-        for candidate, name, per_s in zip(candidates, names, arrivals_per_s, strict=True):
+        for candidate, name, per_s in zip(candidates, names, behind_per_s, strict=True):
             load = candidate.load
             if load.report is not None:
                 learner.report(name, load.report)
@@ -114,16 +117,17 @@ class ExpectedTtft:
             match = NO_MATCH if found is None else found.of(name)
             traits.append(one)
             matches.append(match)
-            expected.append(expect(costs, one, load, match, prompt_tokens, per_s))
+            expected.append(expect(costs, one, load, match, prompt_tokens, per_s, now_s))
+        cycle.kept[self.name] = {name: one.prefill_s for name, one in zip(names, expected, strict=True)}
         scores = _scores(expected, candidates, min(BAND_MAX, max(BAND_MIN, learner.surprise / 2)))
-        return Forecast(scores, costs, traits, prompt_tokens, candidates, matches, arrivals_per_s, tried)
+        return Forecast(scores, costs, traits, prompt_tokens, candidates, matches, behind_per_s, now_s, tried)
 
     def decided(self, cycle: Cycle, decision: Decision) -> None:
         endpoint = decision.computes_prompt.name
         self._decisions += 1
-        self.learner.arrived(endpoint, cycle.now_s)
         self._picked_at[endpoint] = self._decisions
         forecast = self._forecast(decision, endpoint)
+        self.learner.arrived(endpoint, cycle.now_s, cycle.kept.get(self.name, {}).get(endpoint, 0.0))
         if forecast is not None and forecast.tried == endpoint:
             self._tried_at = self._decisions
 
@@ -146,7 +150,7 @@ class ExpectedTtft:
             computed_at,
             Sample(
                 ttft_s=outcome.ttft_s,
-                other_s=expected.decode_wait_s + expected.tier_load_s,
+                other_s=expected.decode_wait_s + expected.tier_load_s - expected.elapsed_s,
                 requests=expected.requests_ahead + 1,
                 tokens=expected.tokens_ahead + uncached,
             ),
@@ -193,10 +197,13 @@ def _shows_prefill(outcome: Outcome) -> bool:
 
 
 def _scores(expected: Sequence[Expected], candidates: Sequence[Candidate], band: float) -> list[float]:
-    totals = [sum(one[:5]) for one in expected]
-    edge_s = min(totals) * (1 + band)
-    near = [at for at, total in enumerate(totals) if total <= edge_s]
-    scores = [(1 - LOAD_SPREAD) * edge_s / total for total in totals]
+    prices_s = [one.price_s for one in expected]
+    edge_s = min(prices_s) * (1 + band)
+    scores = [(1 - LOAD_SPREAD) * edge_s / price_s for price_s in prices_s]
+    near = [at for at, price_s in enumerate(prices_s) if price_s <= edge_s]
+    if len(near) == 1:
+        scores[near[0]] = 1.0
+        return scores
     keys = {at: (round(expected[at].uncached_tokens), candidates[at].load.in_flight.tokens) for at in near}
     order = sorted(set(keys.values()))
     ranks = {key: rank for rank, key in enumerate(order)}

@@ -19,6 +19,7 @@ from kvatlas.serve.routing.picker import OURS
 
 ENGINES, PREFIXES, TURNS, IN_FLIGHT = 8, 100, 10, 32
 SEED = 1
+HIT_S, MISS_S = 0.05, 0.2
 
 
 def hit_ratio(count: int, *, share: bool) -> float:
@@ -39,7 +40,7 @@ def hit_ratio(count: int, *, share: bool) -> float:
                 hear(router, known, message, clock[0])
 
     held: set[tuple[int, str]] = set()
-    flights: deque[Flight] = deque()
+    flights: deque[tuple[Flight, float]] = deque()
     order = [prefix for prefix in range(PREFIXES) for _ in range(TURNS)]
     chance.shuffle(order)
     hits = 0
@@ -47,11 +48,13 @@ def hit_ratio(count: int, *, share: bool) -> float:
         clock[0] += 0.01
         tokens = array("I", range(prefix * 1000, prefix * 1000 + 800))
         flight = chance.choice(routers).decide(RouteRequest(id=str(number), model="m", token_ids=tokens))
-        hits += (prefix, flight.endpoint) in held
+        hit = (prefix, flight.endpoint) in held
+        hits += hit
         held.add((prefix, flight.endpoint))
-        flights.append(flight)
+        flights.append((flight, HIT_S if hit else MISS_S))
         if len(flights) > IN_FLIGHT:
-            flights.popleft().finished(Outcome(end=End.DONE, ttft_s=0.1, duration_s=0.3, prompt_tokens=800))
+            ended, ttft_s = flights.popleft()
+            ended.finished(Outcome(end=End.DONE, ttft_s=ttft_s, duration_s=0.3, prompt_tokens=800))
         if share:
             tell()
     return hits / len(order)

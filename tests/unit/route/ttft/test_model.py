@@ -51,6 +51,24 @@ def test_requests_that_wait_beyond_ours_are_somebody_elses_and_count_as_average_
     assert expected.tokens_ahead == 800 + 3 * 1_000
 
 
+def test_reports_are_compared_with_what_was_in_flight_when_they_came() -> None:
+    report = EngineReport(at_s=0.0, waiting=5)
+    ended_since, sent_since = Load(report, InFlight(2, 800, 2, 800), 5), Load(report, InFlight(7, 800, 7, 800), 4)
+    assert expect(COSTS, Traits(), ended_since, NO_MATCH, 1_000).requests_ahead == 2
+    assert expect(COSTS, Traits(), sent_since, NO_MATCH, 1_000).requests_ahead == 8
+
+
+def test_of_the_prompt_that_is_computed_only_the_rest_is_waited_for() -> None:
+    load = Load(None, InFlight(2, 5_000, 2, 5_000, first_tokens=3_800, first_since_s=10.0))  # the first takes .4 s
+    left_s = [expect(COSTS, Traits(), load, NO_MATCH, 1_000, now_s=now_s).queue_s for now_s in (10.0, 10.1, 10.4)]
+    assert left_s == pytest.approx([0.54, 0.44, 0.14])
+
+
+def test_a_prompt_that_is_overdue_is_waited_for_as_long_again() -> None:
+    load = Load(None, InFlight(1, 3_800, 1, 3_800, first_tokens=3_800, first_since_s=10.0))
+    assert expect(COSTS, Traits(), load, NO_MATCH, 1_000, now_s=15.4).queue_s == pytest.approx(5.0)
+
+
 def test_without_a_free_slot_the_wait_is_until_enough_requests_end() -> None:
     busy = Load(None, InFlight(10, 10_000, 0, 0))
     assert expect(COSTS, Traits(slots=8), busy, NO_MATCH, 100).decode_wait_s == pytest.approx(3 * 2.0 / 8)
@@ -75,8 +93,8 @@ def test_tokens_in_slower_tiers_are_loaded_and_those_in_gpu_memory_are_not() -> 
 
 
 def test_work_ahead_of_others_has_a_price_where_requests_arrive_often() -> None:
-    expected = expect(COSTS, Traits(), queued(1, 4_800), NO_MATCH, 4_800, arrivals_per_s=10.0)
-    assert expected.others_delayed_s == pytest.approx(0.5 * 10 * 2 * (0.5 + 0.25))
+    expected = expect(COSTS, Traits(), queued(1, 4_800), NO_MATCH, 4_800, behind_per_s=20.0)
+    assert expected.others_delayed_s == pytest.approx(0.5 * 20 * (0.5 + 0.25))
     assert expected.total_s == pytest.approx(1.0)
 
 

@@ -15,6 +15,8 @@ from kvatlas.route.router import Router
 from kvatlas.route.ttft.scorer import TRIAL_EVERY, ExpectedTtft, Forecast
 from tests.models.fleet import EngineSpec, Fleet, Turn, no_reuse, shared_prefix
 from tests.models.policies import History, Truth, router
+from tests.models.replay import CASES, replay
+from tests.models.replay import WORKLOADS as WORKLOADS_LIVE
 from tests.models.scenarios import OURS, SCENARIOS, WORKLOADS, Seen, fleet_of, one_slow, ours, play, seen
 
 SEEDS = range(1, 3)
@@ -121,12 +123,15 @@ def test_trials_are_a_bounded_share() -> None:
 
 
 def test_a_new_engine_gets_its_part_of_new_prompts_at_once() -> None:
+    """In tokens: it gets the long prompts first, since nobody waits behind them there."""
     fleet = Fleet(fleet_of())
     turns = no_reuse(1, requests=600, per_s=15)
     fleet.at(turns[200].at_s, lambda: fleet.join("e4", EngineSpec()))
     _, route = made(fleet, Truth(fleet))
     fleet.run(route, turns)
-    assert share([engine for _, engine, _ in sorted(fleet.result.arrivals)[200:400]], "e4") > 0.15
+    last = [logged.decision for logged in route.log.last(600)][::-1][200:400]
+    tokens = [decision.request.prompt_tokens * (decision.target.name == "e4") for decision in last]
+    assert sum(tokens) > 0.2 * sum(decision.request.prompt_tokens for decision in last)
 
 
 def test_a_new_engine_gets_copies_of_prefixes_when_waiting_for_their_holders_costs_more() -> None:
@@ -159,3 +164,15 @@ def test_an_engine_that_evicts_what_history_remembers_is_believed_less() -> None
 def test_equal_seeds_play_equally() -> None:
     results = [play(SCENARIOS["cold start"], "shared prefix", OURS, 5, 200) for _ in range(2)]
     assert results[0].ttfts_s == results[1].ttfts_s
+
+
+def test_on_replayed_chats_it_is_faster_than_a_sticky_policy_and_hits_nearly_as_often() -> None:
+    for workload in WORKLOADS_LIVE:
+        seen_of = {policy: [replay(workload, policy, seed) for seed in SEEDS] for policy in (OURS, "cache aware")}
+        for case in CASES:
+            of_ours, sticky = ([one[case.name] for one in seen_of[policy]] for policy in (OURS, "cache aware"))
+            told = f"{workload.name} {case.name}, seeds {SEEDS}: ours {of_ours}, cache aware {sticky}"
+            assert sum(one.mean_s for one in of_ours) < 1.03 * sum(one.mean_s for one in sticky), told
+            assert (
+                sum(one.hit_ratio for one in of_ours) / len(SEEDS) > sum(one.hit_ratio for one in sticky) / len(SEEDS) - 0.03
+            ), told
