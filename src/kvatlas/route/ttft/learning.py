@@ -210,7 +210,8 @@ class Learner:
 
     def report(self, endpoint: str, report: EngineReport) -> None:
         """Learn how many slots an engine has."""
-        if self._endpoint(endpoint).slots.learn(report):
+        slots = self._endpoint(endpoint).slots
+        if slots.last is not report and slots.learn(report):
             self._traits.pop(endpoint, None)
 
     def _endpoint(self, endpoint: str) -> _Endpoint:

@@ -78,7 +78,7 @@ class Expected(NamedTuple):
     @property
     def price_s(self) -> float:
         """What candidates are compared by."""
-        return self.total_s + self.others_delayed_s
+        return self.queue_s + self.prefill_s + self.decode_wait_s + self.tier_load_s + self.others_delayed_s
 
 
 def expect(
@@ -103,8 +103,8 @@ def expect(
     slowness = traits.slowness
     queue_s = slowness * (costs.request_s * ahead + costs.token_s * tokens_ahead)
     ahead_s, elapsed_s = queue_s, 0.0
-    if in_flight.first_since_s is not None:
-        elapsed_s = max(0.0, now_s - in_flight.first_since_s)
+    if (since_s := in_flight.first_since_s) is not None:
+        elapsed_s = now_s - since_s if now_s > since_s else 0.0
         first_s = slowness * (costs.request_s + costs.token_s * in_flight.first_tokens)
         queue_s += abs(first_s - elapsed_s) - first_s  # overdue: as long again as it is overdue
     admission_s = 0.0

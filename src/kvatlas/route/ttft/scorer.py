@@ -118,7 +118,7 @@ class ExpectedTtft:
             traits.append(one)
             matches.append(match)
             expected.append(expect(costs, one, load, match, prompt_tokens, per_s, now_s))
-        cycle.kept[self.name] = {name: one.prefill_s for name, one in zip(names, expected, strict=True)}
+        cycle.kept[self.name] = names, expected
         scores = _scores(expected, candidates, min(BAND_MAX, max(BAND_MIN, learner.surprise / 2)))
         return Forecast(scores, costs, traits, prompt_tokens, candidates, matches, behind_per_s, now_s, tried)
 
@@ -127,7 +127,9 @@ class ExpectedTtft:
         self._decisions += 1
         self._picked_at[endpoint] = self._decisions
         forecast = self._forecast(decision, endpoint)
-        self.learner.arrived(endpoint, cycle.now_s, cycle.kept.get(self.name, {}).get(endpoint, 0.0))
+        names, expected = cycle.kept.get(self.name, ((), ()))
+        work_s = expected[names.index(endpoint)].prefill_s if endpoint in names else 0.0
+        self.learner.arrived(endpoint, cycle.now_s, work_s)
         if forecast is not None and forecast.tried == endpoint:
             self._tried_at = self._decisions
 

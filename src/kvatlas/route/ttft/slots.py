@@ -16,21 +16,21 @@ class Slots:
     Without the last condition a prompt that takes long to compute looks like a limit: fewer run while it is computed.
     """
 
-    __slots__ = ("_before", "_most", "_stuck", "limit")
+    __slots__ = ("_most", "_stuck", "last", "limit")
 
     def __init__(self) -> None:
         self.limit: int | None = None
         """None: it showed none."""
-        self._before: EngineReport | None = None
+        self.last: EngineReport | None = None
         self._most = 0.0
         self._stuck = 0
 
     def learn(self, report: EngineReport) -> bool:
         """Take in a report, unless it is not newer than the last one. Return whether the limit changed."""
-        before = self._before
+        before = self.last
         if before is not None and report.at_s <= before.at_s:
             return False
-        self._before, limit = report, self.limit
+        self.last, limit = report, self.limit
         if limit is not None and report.running > limit:
             self.limit = None
         stuck = before is not None and report.waiting > 0 and before.waiting > 0 and before.running == report.running
