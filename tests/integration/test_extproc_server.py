@@ -17,6 +17,8 @@ from kvatlas.proto.envoy.service.ext_proc.v3.external_processor_pb2 import HttpB
 from kvatlas.proto.envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProcessorStub
 from tests.models.picker import Picker, picker
 
+pytestmark = pytest.mark.usefixtures("each_stack")
+
 
 async def failure(call: Any, message: bytes) -> grpc.aio.AioRpcError:
     await call.write(message)
@@ -55,7 +57,7 @@ async def test_tls_serves_who_trusts_the_certificate(tmp_path: Path) -> None:
     made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
     named = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(cert)]
     await asyncio.to_thread(subprocess.run, [*made, *named], check=True, capture_output=True)
-    async with picker("10.0.0.1:8000", tls_cert_file=str(cert), tls_key_file=str(key)) as one:
+    async with picker("10.0.0.1:8000", stack="auto", tls_cert_file=str(cert), tls_key_file=str(key)) as one:
         credentials = grpc.ssl_channel_credentials(await asyncio.to_thread(cert.read_bytes))
         async with grpc.aio.secure_channel(f"localhost:{one.port}", credentials) as channel:
             await decided(one, channel)
@@ -68,7 +70,7 @@ def test_ports_and_certificates_that_cannot_be_had_are_named(tmp_path: Path) -> 
     empty.touch()
     for file in (empty, tmp_path / "none"):
         with pytest.raises(ConfigError, match=r"extProc\.tlsCertFile: no use with extProc\.tlsKeyFile"):
-            asyncio.run(started(tls_cert_file=str(file), tls_key_file=str(file)))
+            asyncio.run(started(stack="auto", tls_cert_file=str(file), tls_key_file=str(file)))
 
 
 async def started(**settings: Any) -> None:
