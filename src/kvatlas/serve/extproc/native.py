@@ -13,7 +13,7 @@ from typing import Any
 
 from kvatlas import _native
 from kvatlas.config.extproc import ExtProcSettings
-from kvatlas.errors import ConfigError, SaturatedError
+from kvatlas.errors import SaturatedError
 from kvatlas.mail import Mail
 from kvatlas.observe.logs import get_logger
 from kvatlas.route.outcome import Outcome
@@ -83,17 +83,16 @@ class NativeStack:
         if self._picker is None or self._mail is None:
             return
         self._picker.stop_accepting()
-        self._mail.read()  # what has arrived counts
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace_s)
         await asyncio.to_thread(self._picker.close)
         self._mail.read()
         self._mail.close()
-        cancelled = [request.task for request in self._requests.values()]
-        for request in list(self._requests.values()):
-            request.cut_off()
+        left = list(self._requests.values())  # of streams whose end was not told in time
         self._requests.clear()
-        await asyncio.gather(*cancelled, return_exceptions=True)
+        for request in left:
+            request.cut_off()
+        await asyncio.gather(*(request.task for request in left), return_exceptions=True)
 
     def _read(self, letter: Any) -> None:
         number, kind, *told = letter
