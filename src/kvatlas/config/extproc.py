@@ -26,7 +26,7 @@ class ExtProcSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel",
             "auto: native, unless it is not installed or TLS is asked for."
         ),
     ] = "auto"
-    threads: Annotated[Limit, Meta(description="Threads of the native stack.")] = 2
+    threads: Annotated[Limit, Meta(description="Threads of the native stack: one carries some thousand requests a second.")] = 1
     tls_cert_file: Annotated[str | None, Meta(description="PEM certificate chain for Envoy's port; needs tlsKeyFile.")] = None
     tls_key_file: Annotated[str | None, Meta(description="PEM private key; needs tlsCertFile.")] = None
     streams_max: Annotated[Limit, Meta(description="HTTP requests in progress; beyond it the answer is 429.")] = 4096
