@@ -89,3 +89,37 @@ impl Drop for HeldBody {
         self.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(room: &Arc<Room>, pieces: &[&'static str]) -> HeldBody {
+        let mut body = HeldBody::new(room.clone());
+        assert!(pieces.iter().all(|piece| body.add(Bytes::from_static(piece.as_bytes()))));
+        body
+    }
+
+    #[test]
+    fn a_body_is_whole_however_it_was_cut() {
+        let room = Arc::new(Room::new(100));
+        for pieces in [&["onetwo"][..], &["one", "two"], &["", "o", "", "netwo", ""]] {
+            let mut body = held(&room, pieces);
+            assert_eq!((body.whole(), body.messages, body.size_bytes()), (Bytes::from_static(b"onetwo"), pieces.len(), 6));
+            assert_eq!((body.whole(), room.used_bytes()), (Bytes::from_static(b"onetwo"), 6));
+        }
+    }
+
+    #[test]
+    fn room_is_shared_and_given_back_once() {
+        let room = Arc::new(Room::new(5));
+        let (mut first, mut second) = (held(&room, &["123"]), held(&room, &["4"]));
+        assert!(!second.add(Bytes::from_static(b"56")));
+        assert_eq!((room.used_bytes(), second.size_bytes()), (4, 1));
+        first.clear();
+        drop(first);
+        assert!(second.add(Bytes::from_static(b"56")));
+        drop(second);
+        assert_eq!(room.used_bytes(), 0);
+    }
+}

@@ -12,11 +12,14 @@ from kvatlas.config.extproc import ExtProcSettings
 from kvatlas.errors import ConfigError
 from kvatlas.index.choice import REMEDY, why_no_native
 from kvatlas.netloc import netloc
+from kvatlas.observe.logs import get_logger
 from kvatlas.serve.extproc.health import HealthChecks
 from kvatlas.serve.extproc.metrics import ExtProcMetrics
 from kvatlas.serve.extproc.python import PythonStack
 from kvatlas.serve.grpc import take_port
 from kvatlas.serve.routing.dispatch import Dispatcher
+
+_log = get_logger(__name__)
 
 
 class Stack(Protocol):
@@ -61,6 +64,7 @@ class ExtProcServer:
         await self._health.start()
         await self._stack.start()
         await self._checks.start()
+        _log.info("endpoint picker", stack="python" if isinstance(self._stack, PythonStack) else "native")
 
     async def set_ready(self, ready: bool) -> None:
         """Let health checks say whether requests should be sent here."""
