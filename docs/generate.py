@@ -27,7 +27,6 @@ from kvatlas.route.outcome import End, Outcome
 from kvatlas.route.picker_config import build_router, read_config
 from kvatlas.route.request import RouteRequest
 from kvatlas.serve.admission import AdmissionEnd, AdmissionStats
-from kvatlas.serve.extproc.held import Room
 from kvatlas.serve.extproc.metrics import ExtProcMetrics
 from kvatlas.serve.proxy.metrics import ProxyMetrics
 from kvatlas.serve.routing.admission_metrics import AdmissionMetrics
@@ -211,7 +210,7 @@ def _exercise_router(registry: CollectorRegistry) -> None:
     """Add the metrics of a router and both its front doors."""
     DiscoveryMetrics(registry)
     ProxyMetrics(registry).answered(200)
-    ExtProcMetrics(registry, Room(0)).ended("done")
+    ExtProcMetrics(registry).ended("done")
     SharingMetrics(registry).heard(0)
     show_worker(Worker(0, 2), registry)
     waiting = AdmissionMetrics(registry)

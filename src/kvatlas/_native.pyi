@@ -15,9 +15,11 @@ __all__ = [
     "EncoderThreads",
     "History",
     "Mailbox",
+    "Picker",
     "Scores",
     "SegmentEncoder",
     "SegmentStore",
+    "Stream",
     "TextEncoder",
     "block_keys",
     "decode",
@@ -209,6 +211,86 @@ class Door:
 
     def fetch(self, authority: str, target: str, headers: list[tuple[str, str]], bytes_max: int) -> int:
         """GET something from an engine: a letter ``fetched`` or ``failed`` comes, of the number that is returned."""
+
+_Refusal: TypeAlias = tuple[int, list[tuple[str, str]], bytes]
+"""Status, headers, body."""
+
+@final
+class Stream:
+    """A stream of the endpoint picker that waits for its decision, given once. Dropped without one, it fails."""
+
+    def send(
+        self,
+        headers: list[tuple[str, str]],
+        body: bytes | None,
+        replies: list[tuple[str, list[tuple[str, str]]]],
+        hidden: list[str],
+    ) -> None:
+        """Send the request on. ``headers``: to set on it, one is the destination; ``body`` None: as it came.
+
+        ``replies``: headers to set on the answer, by the address of whoever serves it, the first is the target's; ``hidden``:
+        headers of the answer to leave out.
+        """
+
+    def refuse(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Tell the client why its request goes nowhere."""
+
+@final
+class Picker:
+    """The endpoint picker's port (ext_proc, health checks), served by threads that never take the interpreter.
+
+    Its letters are ``(number of the stream, kind, ...)``; after the kind comes:
+
+    asked        Stream, path without query, headers by name, body (None: not shown), subset (None: not said)
+    answered     headers by name, who answers where that is not the target; only where there is something to be learnt
+    first_token  seconds since it was sent
+    ended        how, problem, None where it was not sent, else: (whole, status, Envoy would tell its end, it is a stream of
+                 events, the end of the body, seconds since it was sent)
+    idle         nothing; number 0: all connections have ended after :meth:`stop_accepting`
+    """
+
+    def __new__(
+        cls,
+        host: str,
+        port: int,
+        threads: int,
+        streams_max: int,
+        body_bytes_max: int,
+        headers_bytes_max: int,
+        held_bytes_max: int,
+        consumed: list[str],
+        telling: list[str],
+        refusals: tuple[_Refusal, _Refusal, _Refusal, _Refusal, _Refusal, _Refusal],
+        mailbox: Mailbox,
+        ticket: int,
+    ) -> Picker:
+        """Take a port at an IP address. OSError where it cannot be had.
+
+        ``consumed``: headers of clients that are never passed on; ``telling``: headers of answers that somebody wants to know;
+        ``refusals``: of too many streams, headers that are too long, a body that is too long, too many bodies held, a body
+        that never came, a subset hint that is none.
+        """
+
+    def port(self) -> int:
+        """Return the port that it has."""
+
+    def serve(self) -> None:
+        """Take connections."""
+
+    def set_ready(self, ready: bool) -> None:
+        """Let health checks say whether requests should be sent here."""
+
+    def streams(self) -> int:
+        """Return how many are in progress."""
+
+    def held_bytes(self) -> int:
+        """Return how long the bodies are that are held."""
+
+    def stop_accepting(self) -> None:
+        """Take no new streams: a letter ``idle`` comes when the others have ended."""
+
+    def close(self) -> None:
+        """Cut what is left, and end its threads."""
 
 @final
 class Mailbox:

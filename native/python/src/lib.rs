@@ -2,6 +2,7 @@
 
 mod answers;
 mod core;
+mod extproc;
 mod http;
 mod inputs;
 mod mailbox;
@@ -18,6 +19,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<answers::Scores>()?;
     module.add_class::<http::Call>()?;
     module.add_class::<http::Door>()?;
+    module.add_class::<extproc::Picker>()?;
+    module.add_class::<extproc::Stream>()?;
     module.add_class::<mailbox::Mailbox>()?;
     module.add_class::<routing::History>()?;
     module.add_class::<tokens::TextEncoder>()?;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +19,14 @@ class ExtProcSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel",
     host: Annotated[str, Meta(description="Address on which it and its health checks listen.", min_length=1)] = "127.0.0.1"
     port: Annotated[int, _PORT, Meta(description="Port for Envoy; 0 takes a free one.")] = 9002
     health_port: Annotated[int, _PORT, Meta(description="Port for gRPC health checks; 0 takes a free one.")] = 9003
+    stack: Annotated[
+        Literal["auto", "native", "python"],
+        Meta(
+            description="What carries gRPC on its port: native (Rust, no TLS) or python (grpc.aio). "
+            "auto: native, unless it is not installed or TLS is asked for."
+        ),
+    ] = "auto"
+    threads: Annotated[Limit, Meta(description="Threads of the native stack: one carries some thousand requests a second.")] = 1
     tls_cert_file: Annotated[str | None, Meta(description="PEM certificate chain for Envoy's port; needs tlsKeyFile.")] = None
     tls_key_file: Annotated[str | None, Meta(description="PEM private key; needs tlsCertFile.")] = None
     streams_max: Annotated[Limit, Meta(description="HTTP requests in progress; beyond it the answer is 429.")] = 4096

@@ -50,7 +50,7 @@ class WatchedAnswer:
         if self._status < 300 and "content-encoding" not in headers:
             self._reader = AnswerReader(stream=headers.get("content-type", "").startswith("text/event-stream"))
         if told.end_of_stream:
-            self._finish(_end(self._status))
+            self._finish(how_it_ended(self._status))
         reply = ProcessingResponse()
         mutation = reply.response_headers.response.header_mutation
         set_headers(mutation, {**self._trip.response_headers(), WENT_INTO_RESPONSE: "true"})
@@ -63,12 +63,12 @@ class WatchedAnswer:
             self._ttft_s = self._clock() - self._began_s
             self._trip.first_token(self._ttft_s)
         if body.end_of_stream:
-            self._finish(_end(self._status))
+            self._finish(how_it_ended(self._status))
         return answer_chunk(body.body, ends=body.end_of_stream) if send_back else unchanged("response_body")
 
     def trailers(self) -> ProcessingResponse:
         """Take the end of an answer that has trailers."""
-        self._finish(_end(self._status))
+        self._finish(how_it_ended(self._status))
         return unchanged("response_trailers")
 
     def cut_off(self, *, seen: bool) -> None:
@@ -77,9 +77,8 @@ class WatchedAnswer:
         An engine that breaks off in the middle of its answer looks the same from here; one that fails before has an answer of
         Envoy's own, with status 503.
         """
-        failed = self._status is not None and self._status >= 400
         told = self._reader is not None and self._reader.said_done
-        self._finish(_end(self._status) if failed or told or not seen else End.CLIENT_GONE)
+        self._finish(how_it_ended(self._status, whole=told or not seen))
 
     def _finish(self, end: End) -> None:
         if self.complete:
@@ -98,7 +97,8 @@ class WatchedAnswer:
         )
 
 
-def _end(status: int | None) -> End:
+def how_it_ended(status: int | None, *, whole: bool = True) -> End:
+    """Return how a request ended. ``whole``: its end was seen, or cannot be."""
     if status is None or status < 400:
-        return End.DONE
+        return End.DONE if whole else End.CLIENT_GONE
     return End.ENGINE_ERROR if status >= 500 else End.REFUSED

@@ -55,8 +55,13 @@ def subset_hint(metadata: Metadata) -> frozenset[str] | None:
     elif kind == "list_value" and all(one.WhichOneof("kind") == "string_value" for one in hint.list_value.values):
         given = [one.string_value for one in hint.list_value.values]
     else:
-        raise RequestError(f"{SUBSET_NAMESPACE}.{SUBSET}", "is no list of addresses", 'have the gateway send ["ip:port", ...]')
+        raise hint_error()
     return frozenset(address.strip() for address in given if address.strip())
+
+
+def hint_error() -> RequestError:
+    """Return what is wrong with a hint that is none."""
+    return RequestError(f"{SUBSET_NAMESPACE}.{SUBSET}", "is no list of addresses", 'have the gateway send ["ip:port", ...]')
 
 
 def served_by(headers: Mapping[str, str], metadata: Metadata) -> str | None:

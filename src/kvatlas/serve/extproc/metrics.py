@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from collections.abc import Callable
 
-from kvatlas.serve.extproc.held import Room
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 class ExtProcMetrics:
     """All metrics of one picker."""
 
-    def __init__(self, registry: CollectorRegistry, room: Room) -> None:
-        self.open = Gauge("kvatlas_extproc_streams", "HTTP requests that Envoy tells of now.", registry=registry)
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._open = Gauge("kvatlas_extproc_streams", "HTTP requests that Envoy tells of now.", registry=registry)
         self._ends = Counter(
             "kvatlas_extproc_ends",
             "Streams ended, by how: done, refused (the client was told so), envoy_closed, protocol_error, cancelled, failed.",
             ("how",),
             registry=registry,
         )
-        held = Gauge("kvatlas_extproc_held_bytes", "Bodies held until they are complete and decided.", registry=registry)
-        held.set_function(lambda: room.used_bytes)
+        self._held = Gauge("kvatlas_extproc_held_bytes", "Bodies held until they are complete and decided.", registry=registry)
+
+    def observe(self, streams: Callable[[], float], held_bytes: Callable[[], float]) -> None:
+        """Show what functions return as the streams in progress and the bytes that are held."""
+        self._open.set_function(streams)
+        self._held.set_function(held_bytes)
 
     def ended(self, how: str) -> None:
         self._ends.labels(how).inc()

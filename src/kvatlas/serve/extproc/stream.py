@@ -37,6 +37,9 @@ from kvatlas.serve.routing.refusals import Refusal, refusal, refused
 
 Replies = Sequence[ProcessingResponse]
 
+NO_ROOM = SaturatedError("too many bodies are held already")
+NO_BODY = RequestError("body", "is empty", "send one JSON object")
+
 
 class Ask(msgspec.Struct, frozen=True):
     """What has to be decided before the exchange goes on."""
@@ -158,7 +161,7 @@ class Exchange:
         self._state = _State.BODY
         told = message.request_headers
         if header_bytes(told.headers) > self._limits.headers_bytes_max:
-            return self._refuse(refused(431, f"headers: are longer than {self._limits.headers_bytes_max} bytes; send fewer"))
+            return self._refuse(headers_too_long(self._limits))
         self._headers = read_headers(told.headers)
         try:
             self._subset = subset_hint(message.metadata_context)
@@ -167,7 +170,7 @@ class Exchange:
         if told.end_of_stream or self._bodies is Bodies.UNSEEN:
             return self._ask(None)
         if _length(self._headers) > self._limits.body_bytes_max:
-            return self._refuse(self._too_long())
+            return self._refuse(too_long(self._limits))
         return (unchanged("request_headers"),) if self._bodies is Bodies.BUFFERED else ()
 
     def _request_body(self, body: HttpBody) -> Replies | Ask:
@@ -178,9 +181,9 @@ class Exchange:
                 raise ProtocolError("request_body came after the end of the body")
             return (unchanged("request_body"),)
         if self._held.size_bytes + len(body.body) > self._limits.body_bytes_max:
-            return self._refuse(self._too_long())
+            return self._refuse(too_long(self._limits))
         if not self._held.add(body.body):
-            return self.refused(SaturatedError("too many bodies are held already"))
+            return self.refused(NO_ROOM)
         if body.end_of_stream or self._bodies is Bodies.BUFFERED:
             return self._ask(self._held.whole())
         return ()
@@ -189,7 +192,7 @@ class Exchange:
         if self._state is _State.SENT:
             return (unchanged("request_trailers"),)
         if self._bodies is Bodies.BUFFERED:  # the answer to trailers could not say where the request goes
-            return self.refused(RequestError("body", "is empty", "send one JSON object"))
+            return self.refused(NO_BODY)
         self._trailers = True
         return self._ask(self._held.whole())
 
@@ -206,9 +209,6 @@ class Exchange:
                 reply.request_body.response.body_mutation.clear_body = True
             replies[0].request_body.response.body_mutation.body = changed
         return replies
-
-    def _too_long(self) -> Refusal:
-        return refused(413, f"body: is longer than {self._limits.body_bytes_max} bytes; send less in one request")
 
     def _refuse(self, told: Refusal) -> Replies:
         self._held.drop()
@@ -233,6 +233,15 @@ class Exchange:
         if self._answer.complete:
             self._state = _State.OVER
         return (reply,)
+
+
+def headers_too_long(limits: Limits) -> Refusal:
+    return refused(431, f"headers: are longer than {limits.headers_bytes_max} bytes; send fewer")
+
+
+def too_long(limits: Limits) -> Refusal:
+    """Return what is told of a body."""
+    return refused(413, f"body: is longer than {limits.body_bytes_max} bytes; send less in one request")
 
 
 def _length(headers: Mapping[str, str]) -> int:

@@ -176,9 +176,10 @@ class Trip:
         headers.update(self._span.headers())
         return headers
 
-    def response_headers(self) -> dict[str, str]:
-        """Return the headers that plugins put on the response."""
-        return self._dispatcher.router.response_headers(self.decision, self._flight.endpoint)
+    def response_headers(self, served: Endpoint | None = None) -> dict[str, str]:
+        """Return the headers that plugins put on the response. ``served``: of whom, if it were not who it goes to now."""
+        endpoint = self._flight.endpoint if served is None else served.name
+        return self._dispatcher.router.response_headers(self.decision, endpoint)
 
     def body_sent(self) -> None:
         """The body is passed on and not needed any more: a long answer should not keep it in memory."""
