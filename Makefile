@@ -31,7 +31,7 @@ test: $(VENV)/$(INSTALLED) ## Run the tests. TEST_ARGS="tests/unit -k keys" runs
 	@if $(CARGO_WORKS); then (set -x; cd native && cargo test --quiet --locked); \
 	else echo "WITHOUT the native core's own tests: they need cargo (Rust 1.88 or newer, https://rustup.rs)."; fi
 	@$(BIN)/python $(SAY_CORE)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(TEST_ARGS)
 
 lint: $(VENV)/$(INSTALLED) ## Formatting, lint, types, and that generated code and pages are current.
 	$(BIN)/ruff check .
