@@ -62,7 +62,7 @@ def test_every_capture_of_a_real_vllm_is_understood_and_explained(path: Path) ->
 @pytest.mark.parametrize(
     ("name", "differ", "resets"),
     [("truth-base", {"r33", "r252"}, 2), ("truth-hybrid64", set(), 3)],
-    ids=str,
+    ids=["truth-base", "truth-hybrid64"],
 )
 def test_predictions_equal_the_engine_but_for_the_first_request_after_a_reset(name: str, differ: set[str], resets: int) -> None:
     predictions, summary = run([DATA / f"{name}.bin"], DATA / f"{name}.requests.jsonl")
