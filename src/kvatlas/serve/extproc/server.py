@@ -9,8 +9,6 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from kvatlas.config.extproc import ExtProcSettings
-from kvatlas.errors import ConfigError
-from kvatlas.index.choice import REMEDY, why_no_native
 from kvatlas.netloc import netloc
 from kvatlas.observe.logs import get_logger
 from kvatlas.serve.extproc.health import HealthChecks
@@ -18,6 +16,7 @@ from kvatlas.serve.extproc.metrics import ExtProcMetrics
 from kvatlas.serve.extproc.python import PythonStack
 from kvatlas.serve.grpc import take_port
 from kvatlas.serve.routing.dispatch import Dispatcher
+from kvatlas.serve.stacks import is_native
 
 _log = get_logger(__name__)
 
@@ -83,15 +82,9 @@ class ExtProcServer:
 
 
 def choose_stack(settings: ExtProcSettings, dispatcher: Dispatcher, metrics: ExtProcMetrics) -> Stack:
-    """Return the gRPC stack that settings ask for: ``auto`` is the native one, unless it is missing or TLS is asked for."""
+    """Return the gRPC stack that settings ask for."""
     tls = settings.tls_cert_file is not None or settings.tls_key_file is not None
-    missing = why_no_native()
-    if settings.stack == "native":
-        if missing is not None:
-            raise ConfigError("extProc.stack", f"the native core is missing: {missing}; {REMEDY}", "auto, python")
-        if tls:
-            raise ConfigError("extProc.stack", "the native stack does not speak TLS", "auto, python")
-    if settings.stack == "python" or missing is not None or tls:
+    if not is_native("extProc", settings.stack, tls=tls):
         return PythonStack(settings, dispatcher, metrics)
     from kvatlas.serve.extproc.native import NativeStack
 

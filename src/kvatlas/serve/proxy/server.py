@@ -6,14 +6,13 @@ from prometheus_client import CollectorRegistry
 
 from kvatlas.config.proxy import ProxySettings
 from kvatlas.discovery.health import Health
-from kvatlas.errors import ConfigError
-from kvatlas.index.choice import REMEDY, why_no_native
 from kvatlas.observe.logs import get_logger
 from kvatlas.serve.proxy.call import Stack
 from kvatlas.serve.proxy.handler import ProxyHandler
 from kvatlas.serve.proxy.metrics import ProxyMetrics
 from kvatlas.serve.proxy.python import PythonStack
 from kvatlas.serve.routing.dispatch import Dispatcher
+from kvatlas.serve.stacks import is_native
 
 _log = get_logger(__name__)
 
@@ -57,15 +56,9 @@ class ProxyServer:
 
 
 def choose_stack(settings: ProxySettings, *, tls: bool = False) -> Stack:
-    """Return the HTTP stack that settings ask for: ``auto`` is the native one, unless it is missing or TLS is asked for."""
+    """Return the HTTP stack that settings ask for."""
     tls = tls or settings.tls_cert_file is not None or settings.engine_ca_file is not None
-    missing = why_no_native()
-    if settings.stack == "native":
-        if missing is not None:
-            raise ConfigError("proxy.stack", f"the native core is missing: {missing}; {REMEDY}", "auto, python")
-        if tls:
-            raise ConfigError("proxy.stack", "the native stack does not speak TLS", "auto, python")
-    if settings.stack == "python" or missing is not None or tls:
+    if not is_native("proxy", settings.stack, tls=tls):
         return PythonStack(settings)
     from kvatlas.serve.proxy.native import NativeStack
 
