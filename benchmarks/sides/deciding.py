@@ -30,7 +30,7 @@ from kvatlas.serve.routing.answers import AnswerReader, Usage
 from kvatlas.serve.routing.asked import CHAT, Asked, read_request
 from kvatlas.serve.routing.dispatch import Dispatcher, Trip
 from kvatlas.serve.routing.metrics import RoutingMetrics
-from kvatlas.serve.routing.setup import OURS
+from kvatlas.serve.routing.picker import OURS
 from kvatlas.tokens.setup import make_tokenization
 from kvatlas.types import BlockStored, EngineHash, EventBatch, Stream
 
