@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from kvatlas.ingest.recording import read_frames
+from tests.models.ports import free_port
 
 DATA = Path(__file__).parent.parent / "data" / "vllm-0.32"
 NAME = "truth-base"
@@ -51,16 +51,6 @@ def started(*arguments: str | Path, stop: int = signal.SIGINT) -> Iterator[subpr
         process.communicate()
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 class Fleet:
     """A service, and an engine that has published a whole capture and still answers replay requests."""
 
@@ -84,7 +74,7 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    http, grpc, events, replay = free_ports(4)
+    http, grpc, events, replay = [free_port() for _ in range(4)]
     running = Fleet(http, events, replay)
     settings = tmp_path_factory.mktemp("serve") / "kvatlas.yaml"
     settings.write_text(f"api: {{token: secret, grpcPort: {grpc}}}\n")

