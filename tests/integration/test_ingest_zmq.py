@@ -314,20 +314,20 @@ async def test_a_gap_shows_at_once_and_an_endpoint_that_never_answers_holds_noth
     engine = ModelEngine(capacity=1000)
     async with published(engine, replay=None) as publisher, silent_replay_endpoint() as silent:
         settings = EngineSettings(endpoint=publisher.endpoint, replay_endpoint=silent)
-        with watching(settings, replay_timeout=Seconds(0.5)) as indexer:
+        with watching(settings, replay_timeout=Seconds(2)) as indexer:
             await publisher.wait_for_subscriber()
             await publish(publisher, engine, PROMPT)
             await until(lambda: fresh(indexer, 3))
             engine.request([8] * 9)
             await publish(publisher, engine, [9] * 9)
-            await until(lambda: stale_as(indexer) == "resyncing", timeout_s=0.4)
+            await until(lambda: stale_as(indexer) == "resyncing", timeout_s=1.8)
             await until(lambda: stale_as(indexer) == "gap")
             assert only_pod(indexer).replay_answers is False
             assert indexer.ready() == (True, "ok")
             for i in range(10):  # the next gaps don't wait for it again
                 engine.request([20 + i] * 9)
                 await publish(publisher, engine, [40 + i] * 9)
-            await until(lambda: only_pod(indexer).next_seq == len(engine.frames), timeout_s=0.45)
+            await until(lambda: only_pod(indexer).next_seq == len(engine.frames), timeout_s=1.8)
 
 
 async def test_a_full_queue_is_kept_where_replay_fails() -> None:

@@ -246,8 +246,10 @@ class Tokenization:
 
         def work() -> Tokenized:
             began = time.perf_counter()
-            self._later(key, prompt, timeout_s)
-            found = local.known(prompt)
+            try:
+                found = local.known(prompt)
+            finally:
+                self._later(key, prompt, timeout_s)  # not before: an answer says what was known when it was asked
             self._made(found, time.perf_counter() - began)
             return found
 
