@@ -1,0 +1,141 @@
+"""What a simulated engine is told, and what it tells: the interface of the reference and of the native core."""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from kvatlas.sim.costs import EngineCosts
+
+
+class TierSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory below the GPU's that keeps blocks which were computed: written through, least recently used go first."""
+
+    name: str
+    """As events name it: ``cpu``, ``disk``."""
+    blocks: int
+    load_block_s: float
+    """Seconds to load one block; loads of one engine are done one after the other."""
+    latency_s: float = 0.0
+    """Of a load at all."""
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine. Defaults are vLLM's."""
+
+    costs: EngineCosts
+    gpu_blocks: int
+    """KV blocks on the GPU, as vLLM counts them: one of them is never used."""
+    block_size_tokens: int = 16
+    step_tokens_max: int = 8192
+    """``max_num_batched_tokens``: a longer prompt is computed in chunks."""
+    running_max: int = 256
+    """``max_num_seqs``."""
+    prefix_caching: bool = True
+    tiers: tuple[TierSpec, ...] = ()
+    """From fast to slow."""
+
+
+class Job(NamedTuple):
+    """One request at an engine."""
+
+    id: int
+    keys: array[int]
+    """array('Q'): the block hashes of prompt and answer, whole blocks of the engine's size, chained."""
+    prompt_tokens: int
+    output_tokens: int
+    """At least 1."""
+
+
+class Kind(enum.IntEnum):
+    """What happened. Which fields of a :class:`Happening` say what."""
+
+    SCHEDULED = 0
+    """A job runs for the first time: ``first`` tokens were cached on the GPU, ``many`` more are loaded from tiers."""
+    FIRST_TOKEN = 1
+    FINISHED = 2
+    """Its last token."""
+    PREEMPTED = 3
+    """It waits again, and will be computed anew as far as its blocks get lost."""
+    STORED = 4
+    """The job's blocks ``first`` to ``first + many`` are in ``tier`` now (events.BlockStored)."""
+    REMOVED = 5
+    """``keys`` are not in ``tier`` any more. One of several copies of a block is told as each copy goes."""
+    REFUSED = 6
+    """A job that this engine can never run: longer than its whole memory."""
+
+
+class Happening(NamedTuple):
+    """One of them, at one engine."""
+
+    at_s: float
+    kind: Kind
+    engine: int
+    job: int = 0
+    """Its id; 0 for REMOVED."""
+    first: int = 0
+    many: int = 0
+    tier: int = 0
+    """0: the GPU; else ``spec.tiers[tier - 1]``."""
+    keys: Sequence[int] = ()
+
+
+class EngineState(NamedTuple):
+    """What an engine would say in its metrics."""
+
+    waiting: int
+    running: int
+    blocks_used: int
+    """Held by running jobs: without those that are only cached."""
+    cached_blocks: int
+    """GPU blocks with a hash, in use or not."""
+    step_ends_s: float | None
+    """None: it is idle."""
+    preemptions: int
+    busy_s: float
+    """Time spent in steps so far."""
+
+
+class Engines(Protocol):
+    """Engines on one virtual clock, which never goes back. Errors in the arguments raise ValueError before anything changes.
+
+    A step begins when an engine has work and none is under way, at the time of the last step's end or of the job that came;
+    all jobs added for that very time take part. What the step does is decided when it begins, and told at that time
+    (SCHEDULED, PREEMPTED, STORED, REMOVED); tokens come when it ends (FIRST_TOKEN, FINISHED).
+    """
+
+    def join(self, spec: EngineSpec, at_s: float) -> int:
+        """Add an engine, with nothing in its cache. Return its number: 0, 1, ..., never given twice."""
+        ...
+
+    def leave(self, engine: int, at_s: float) -> list[int]:
+        """Take an engine away, without its happenings. Return the ids of its jobs, those that ran before those that waited."""
+        ...
+
+    def add(self, engine: int, job: Job, at_s: float) -> None:
+        """Give an engine a job. Jobs wait in the order of coming."""
+        ...
+
+    def abort(self, engine: int, job: int, at_s: float) -> bool:
+        """Drop a job: its client went. Return whether it was there."""
+        ...
+
+    def reset_cache(self, engine: int, at_s: float) -> bool:
+        """Forget all cached blocks of the GPU (vLLM's /reset_prefix_cache). Return False, and do nothing, while jobs run."""
+        ...
+
+    def run(self, until_s: float, *, events: bool = True) -> tuple[float, list[Happening]]:
+        """Go on up to a time, or to the first instant at which a job finishes, whichever is earlier.
+
+        Steps that begin exactly at ``until_s`` are not begun yet. Return the time reached and what happened, in the order of
+        time, and of engines at one time. ``events``: False leaves STORED and REMOVED out.
+        """
+        ...
+
+    def state(self, engine: int) -> EngineState:
+        """Return how busy an engine is now."""
+        ...

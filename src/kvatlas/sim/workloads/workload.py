@@ -1,0 +1,41 @@
+"""A workload: requests in the order of time, and what users send after an answer."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """One request on its way into the fleet."""
+
+    at_s: float
+    """From the beginning of the run."""
+    tokens: array[int]
+    """array('I'): the prompt, and behind it the answer that the model will give."""
+    prompt_tokens: int
+    """How many of them are the prompt."""
+    session: int | None = None
+    """Who goes on when it is answered."""
+    tenant: str = ""
+
+    @property
+    def output_tokens(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+
+class Workload(Protocol):
+    """Requests. Made with a seed, which reproduces them."""
+
+    name: str
+
+    def arrivals(self) -> Iterator[Arrival]:
+        """Yield what comes whatever happens, in the order of time; made as it is asked for, so that any length fits."""
+        ...
+
+    def after(self, answered: Arrival, at_s: float) -> Arrival | None:
+        """Return what the same user sends next, at ``at_s`` (the end of the answer) or later; None: nothing."""
+        ...
