@@ -146,12 +146,11 @@ class Call:
         body: bytes | None,
         reply: list[tuple[str, str]],
         hidden: list[str],
-        hold_busy: bool,
     ) -> None:
         """Send it to an engine: a letter ``answered`` or ``failed`` comes. ``body`` None: as it came.
 
         ``routing``, ``reply``: headers to set on the request and on its answer; ``hidden``: headers of the answer to leave out.
-        ``hold_busy``: an answer of status 503 is held until :meth:`pass_on`, or until it is forwarded again.
+        An answer of status 503 is held until :meth:`pass_on`, or until it is forwarded again.
         """
 
     def pass_on(self) -> None:
@@ -199,9 +198,6 @@ class Door:
 
     def address(self) -> tuple[str, int]:
         """Return where it listens."""
-
-    def connections(self) -> int:
-        """Return how many clients' connections are open."""
 
     def stop_accepting(self) -> None:
         """Take no new connections; close the others as they become idle."""

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use kvatlas_http::listen::{accept, listen};
 use parking_lot::Mutex;
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -19,18 +20,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
-use tokio::time::sleep;
 use tokio_stream::Stream;
 use tonic::body::Body;
 use tonic::server::{Grpc, ServerStreamingService, StreamingService, UnaryService};
 use tonic::{Request, Response, Status};
 
-/// After an accept that failed: descriptors may be free again then.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-const BACKLOG: u32 = 1024;
 /// What a message may hold beside a whole body.
 const MESSAGE_BYTES_SPARE: usize = 1 << 20;
 /// Of metadata, as other gRPC servers have it.
@@ -86,7 +83,7 @@ impl Door {
             stopping: watch::Sender::new(false),
         };
         let entered = runtime.enter();
-        let listener = listen(address)?;
+        let listener = listen(address, false)?;
         let address = listener.local_addr()?;
         drop(entered);
         Ok(Self { address, shared: Arc::new(shared), listener: Mutex::new(Some(listener)), runtime: Mutex::new(Some(runtime)) })
@@ -95,7 +92,10 @@ impl Door {
     /// Take connections.
     pub fn serve(&self) {
         if let (Some(runtime), Some(listener)) = (&*self.runtime.lock(), self.listener.lock().take()) {
-            runtime.spawn(accept(self.shared.clone(), listener));
+            let shared = self.shared.clone();
+            runtime.spawn(accept(listener, self.shared.stopping.subscribe(), move |stream, _| {
+                tokio::spawn(connection(shared.clone(), stream, shared.stopping.subscribe()));
+            }));
         }
     }
 
@@ -139,27 +139,6 @@ impl Drop for Door {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.lock().take() {
             runtime.shutdown_background();
-        }
-    }
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?; // but not its port: a second picker would take half of the connections, unnoticed
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
-async fn accept(shared: Arc<Shared>, listener: TcpListener) {
-    let mut stopping = shared.stopping.subscribe();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopping.wait_for(|stops| *stops) => return,
-        };
-        match accepted {
-            Ok((stream, _)) => drop(tokio::spawn(connection(shared.clone(), stream, shared.stopping.subscribe()))),
-            Err(_) => sleep(ACCEPT_PAUSE).await,
         }
     }
 }

@@ -57,8 +57,6 @@ pub struct Forward {
     pub reply: Pairs,
     /// Headers of the answer that are not for the client.
     pub hidden: Vec<HeaderName>,
-    /// Hold an answer that says that the engine is too busy (503): somebody else may take the request.
-    pub hold_busy: bool,
 }
 
 /// A body of an answer: our own, or an engine's.
@@ -172,13 +170,14 @@ impl Call {
         Err(Cut)
     }
 
-    /// Send the request; return the answer when it begins, and whether it is to be passed on at once.
+    /// Send the request; return the answer when it begins, and whether it is to be passed on at once. An engine that says
+    /// that it is too busy (503) is held: somebody else may take the request.
     async fn forward(&self, forward: Forward) -> Result<(Held, bool), Fault> {
         let sent = Instant::now();
         let request = self.to_engine(&forward)?;
         let (response, lease) = self.shared.engines.send(&forward.authority, request).await?;
         let (engine, body) = response.into_parts();
-        let passing = !(forward.hold_busy && engine.status == StatusCode::SERVICE_UNAVAILABLE);
+        let passing = engine.status != StatusCode::SERVICE_UNAVAILABLE;
         let mut head = Response::new(());
         *head.status_mut() = engine.status;
         *head.headers_mut() = headers::to_client(&engine.headers, &self.shared.dropped, &forward.hidden, &forward.reply);

@@ -4,6 +4,7 @@ use crate::call;
 use crate::engines::Engines;
 use crate::headers::{Dropped, Pairs, to_engine};
 use crate::limits::{BUFFER_BYTES_MAX, Limits};
+use crate::listen::{accept, listen};
 use crate::news::{News, Post};
 use crate::stall::Stall;
 use bytes::Bytes;
@@ -18,15 +19,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
-use tokio::time::sleep;
-
-/// After an accept that failed: descriptors may be free again then.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-const BACKLOG: u32 = 1024;
 
 /// What all connections share.
 pub struct Shared {
@@ -80,7 +75,8 @@ impl Door {
         let entered = runtime.enter();
         let listener = listen(address, share)?;
         let address = listener.local_addr()?;
-        runtime.spawn(accept(shared.clone(), listener));
+        let taking = shared.clone();
+        runtime.spawn(accept(listener, shared.stopping.subscribe(), move |stream, peer| take(&taking, stream, peer)));
         runtime.spawn(engines.sweep());
         drop(entered);
         Ok(Self { address, shared, runtime: Mutex::new(Some(runtime)) })
@@ -89,11 +85,6 @@ impl Door {
     /// Take no new connections, and close those that carry no request; the others when theirs has ended.
     pub fn stop_accepting(&self) {
         self.shared.stopping.send_replace(true);
-    }
-
-    /// Connections of clients that are open.
-    pub fn connections(&self) -> usize {
-        self.shared.connections.load(Ordering::Relaxed)
     }
 
     /// Cut every connection, and end all threads.
@@ -130,31 +121,11 @@ impl Drop for Door {
     }
 }
 
-fn listen(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    socket.set_reuseport(share)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
-async fn accept(shared: Arc<Shared>, listener: TcpListener) {
-    let mut stopping = shared.stopping.subscribe();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopping.wait_for(|stops| *stops) => return,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                if shared.connections.fetch_add(1, Ordering::Relaxed) >= shared.limits.connections_max {
-                    shared.connections.fetch_sub(1, Ordering::Relaxed);
-                } else {
-                    tokio::spawn(serve(shared.clone(), stream, peer));
-                }
-            }
-            Err(_) => sleep(ACCEPT_PAUSE).await,
-        }
+fn take(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
+    if shared.connections.fetch_add(1, Ordering::Relaxed) >= shared.limits.connections_max {
+        shared.connections.fetch_sub(1, Ordering::Relaxed);
+    } else {
+        tokio::spawn(serve(shared.clone(), stream, peer));
     }
 }
 

@@ -8,6 +8,7 @@ pub mod door;
 pub mod engines;
 pub mod headers;
 pub mod limits;
+pub mod listen;
 pub mod news;
 pub mod passing;
 mod stall;

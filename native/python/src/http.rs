@@ -156,11 +156,10 @@ impl Call {
         body: Option<&[u8]>,
         reply: Vec<(String, String)>,
         hidden: Vec<String>,
-        hold_busy: bool,
     ) -> PyResult<()> {
         let (routing, reply, hidden) = (pairs(routing)?, pairs(reply)?, names(hidden)?);
         let body = body.map(Bytes::copy_from_slice);
-        self.say(Command::Forward(Box::new(Forward { authority, target, routing, body, reply, hidden, hold_busy })));
+        self.say(Command::Forward(Box::new(Forward { authority, target, routing, body, reply, hidden })));
         Ok(())
     }
 
@@ -228,11 +227,6 @@ impl Door {
     /// Where it listens.
     fn address(&self) -> (String, u16) {
         (self.0.address.ip().to_string(), self.0.address.port())
-    }
-
-    /// Open connections of clients.
-    fn connections(&self) -> usize {
-        self.0.connections()
     }
 
     /// Take no new connections; close the others as they become idle.

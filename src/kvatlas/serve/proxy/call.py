@@ -102,8 +102,8 @@ class ClientCall(Protocol):
         """
         ...
 
-    async def pass_held(self, watcher: Watcher) -> Passed:
-        """Pass the answer on that was held back."""
+    async def pass_held(self) -> Passed:
+        """Pass the answer on that was held back; its watcher is told on."""
         ...
 
     def cut(self) -> None:

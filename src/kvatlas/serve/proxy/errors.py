@@ -28,6 +28,23 @@ class ProxyError(KvatlasError):
         super().__init__(f"{problem}; {remedy}")
 
 
+class BodyFault(enum.Enum):
+    """Why a client's body was not taken."""
+
+    TOO_LARGE = "too_large"
+    TOO_SLOW = "too_slow"
+    FRAMING = "framing"
+
+    def error(self, bytes_max: int) -> ProxyError:
+        """Return what its client is told. Nothing more is read from the connection."""
+        status, problem, remedy = {
+            self.TOO_LARGE: (413, f"is larger than proxy.bodyBytesMax ({bytes_max} bytes)", "send less in one request"),
+            self.TOO_SLOW: (408, "did not arrive within proxy.clientTimeout", "send it faster"),
+            self.FRAMING: (400, "is framed wrongly", "send it as its headers say"),
+        }[self]
+        return ProxyError(status, f"the body {problem}", remedy, param="body", close=True)
+
+
 class Break(enum.Enum):
     """How a call to an engine failed."""
 

@@ -104,7 +104,7 @@ class Exchange:
                     return passed
                 another = self._another(tried)
                 if another is None:
-                    return await call.pass_held(self)
+                    return await call.pass_held()
             self._status = None
             endpoint = another
 

@@ -18,18 +18,13 @@ from kvatlas.netloc import netloc
 from kvatlas.route.endpoint import Endpoint
 from kvatlas.serve.listening import resolve, taken
 from kvatlas.serve.proxy.call import Handle, Passed, PassEnd, Sent, Watcher
-from kvatlas.serve.proxy.errors import Break, ProxyError, UpstreamError
+from kvatlas.serve.proxy.errors import BodyFault, Break, UpstreamError
 from kvatlas.serve.proxy.headers import DROPPED_OF_ANSWERS, DROPPED_OF_REQUESTS
 from kvatlas.serve.routing.answers import said_done_in, usage_in
 
 CUT_S = 2.0
 """For requests that are cut to end."""
 
-_BODY_FAULTS = {
-    "too_large": (413, "the body is larger than proxy.bodyBytesMax", "send less in one request"),
-    "too_slow": (408, "the body did not arrive within proxy.clientTimeout", "send it faster"),
-    "framing": (400, "the body is framed wrongly", "send it as its headers say"),
-}
 _ENDS = {end.value: end for end in PassEnd}
 
 
@@ -189,8 +184,7 @@ class NativeCall:
         if self._fault is None and self._body is not None and len(self._body) > bytes_max:
             self._fault = "too_large"
         if self._fault is not None:
-            status, problem, remedy = _BODY_FAULTS[self._fault]
-            raise ProxyError(status, problem, remedy, param="body", close=True)
+            raise BodyFault(self._fault).error(bytes_max)
         assert self._body is not None
         return self._body
 
@@ -200,7 +194,7 @@ class NativeCall:
         self._watcher = watcher
         body = None if sent.body is self._body else sent.body
         routing, reply = list(sent.routing.items()), list(sent.reply.items())
-        self.native.forward(sent.endpoint.authority, sent.target, routing, body, reply, list(sent.hidden), True)
+        self.native.forward(sent.endpoint.authority, sent.target, routing, body, reply, list(sent.hidden))
         kind, told = await self._next()
         if kind == "failed":
             raise _upstream_error(*told[0])
@@ -208,7 +202,7 @@ class NativeCall:
         watcher.answered(status, headers)
         return await self._passed() if passing else None
 
-    async def pass_held(self, watcher: Watcher) -> Passed:
+    async def pass_held(self) -> Passed:
         self.native.pass_on()
         return await self._passed()
 

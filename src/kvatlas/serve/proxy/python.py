@@ -19,7 +19,7 @@ from kvatlas.netloc import netloc
 from kvatlas.route.endpoint import Endpoint
 from kvatlas.serve.listening import bind
 from kvatlas.serve.proxy.call import Handle, Passed, PassEnd, Reply, Sent, Watcher
-from kvatlas.serve.proxy.errors import Break, ProxyError, UpstreamError, as_refusal
+from kvatlas.serve.proxy.errors import BodyFault, Break, ProxyError, UpstreamError, as_refusal
 from kvatlas.serve.proxy.headers import Client, by_name, framing_problem, to_client, to_engine
 from kvatlas.serve.proxy.upstream import EngineAnswer, Upstream, UpstreamLimits
 from kvatlas.serve.routing.answers import AnswerReader
@@ -107,17 +107,11 @@ class AiohttpCall:
         self._client_s = client_s
         self._keep_authorization = keep_authorization
         self._sent_s = 0.0
-        self._held: tuple[Sent, EngineAnswer] | None = None
+        self._held: tuple[Sent, EngineAnswer, Watcher] | None = None
 
     async def body(self, bytes_max: int) -> bytes:
         request = self._request
-        too_large = ProxyError(
-            413,
-            f"the body is larger than proxy.bodyBytesMax ({bytes_max} bytes)",
-            "send less in one request",
-            param="body",
-            close=True,
-        )
+        too_large = BodyFault.TOO_LARGE.error(bytes_max)
         if int(self.headers.get("content-length", "0")) > bytes_max:
             raise too_large
         if self.headers.get("expect", "").lower() == "100-continue":
@@ -138,12 +132,9 @@ class AiohttpCall:
                         raise too_large
                     pieces.append(piece)
         except TimeoutError:
-            limit_s = f"within proxy.clientTimeout ({self._client_s:g} s)"
-            raise ProxyError(408, f"the body did not arrive {limit_s}", "send it faster", param="body", close=True) from None
+            raise BodyFault.TOO_SLOW.error(bytes_max) from None
         except web.RequestPayloadError:
-            raise ProxyError(
-                400, "the body is framed wrongly", "send it as its headers say", param="body", close=True
-            ) from None
+            raise BodyFault.FRAMING.error(bytes_max) from None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def forward(self, sent: Sent, watcher: Watcher) -> Passed | None:
@@ -158,13 +149,13 @@ class AiohttpCall:
         )
         self._sent_s = time.perf_counter()
         answer = await self._upstream.send(sent.endpoint, "POST", sent.target, headers, sent.body)
-        self._held = sent, answer
+        self._held = sent, answer, watcher
         watcher.answered(answer.status, CIMultiDict(to_client(answer.headers)))
-        return None if answer.status == 503 else await self.pass_held(watcher)
+        return None if answer.status == 503 else await self.pass_held()
 
-    async def pass_held(self, watcher: Watcher) -> Passed:
+    async def pass_held(self) -> Passed:
         assert self._held is not None
-        sent, answer = self._held
+        sent, answer, watcher = self._held
         try:
             return await self._pass_on(answer, _passed_headers(sent, answer), watcher)
         finally:
@@ -177,7 +168,7 @@ class AiohttpCall:
     def release(self) -> None:
         """Let go of an answer that nobody gets, or that has passed."""
         if self._held is not None:
-            sent, answer = self._held
+            sent, answer, _ = self._held
             self._held = None
             self._upstream.release(sent.endpoint, answer)
 
