@@ -55,9 +55,9 @@ class ReferenceEngines:
     def reset_cache(self, engine: int, at_s: float) -> bool:
         resetting = self._engine(engine)
         self._go_to(at_s)
-        if resetting.pool.used:
+        if resetting.memory.gpu.used:
             return False
-        resetting.pool.reset()
+        resetting.memory.gpu.reset()
         return True
 
     def run(self, until_s: float, *, events: bool = True) -> tuple[float, list[Happening]]:
@@ -66,7 +66,7 @@ class ReferenceEngines:
             raise ValueError(f"until_s: expected {self._now_s} (the time reached) or later, got {until_s}")
         engines = list(self._engines.values())
         for engine in engines:
-            engine.tells_blocks = events
+            engine.told.blocks = events
         finished = False
         while not finished:
             due_s = min((engine.due_s for engine in engines), default=math.inf)
@@ -105,7 +105,6 @@ class ReferenceEngines:
     def _take_told(self, engines: list[Engine]) -> list[Happening]:
         told, self._refused = self._refused, []
         for engine in engines:
-            told += engine.told
-            engine.told = []
+            told += engine.told.take()
         told.sort(key=lambda happening: (happening.at_s, happening.engine))
         return told
