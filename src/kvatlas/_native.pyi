@@ -5,6 +5,7 @@ from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
 
+from kvatlas.sim.engines import Happening, Kind
 from kvatlas.types import DpRank, PodId, Tier
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Scores",
     "SegmentEncoder",
     "SegmentStore",
+    "SimulatedEngines",
     "Stream",
     "TextEncoder",
     "block_keys",
@@ -349,6 +351,36 @@ class EncoderThreads:
         """Have ``((tokens, known, off), seconds)`` put into a mailbox; what went wrong, as a text, where there are none."""
 
     def close(self) -> None: ...
+
+@final
+class SimulatedEngines:
+    """Engines on one virtual clock: `kvatlas.sim.native`. ValueError for what the clock or the engines there are refuse."""
+
+    def __new__(cls, happening: type[Happening], kinds: Sequence[Kind]) -> SimulatedEngines: ...
+    def join(
+        self,
+        costs: tuple[float, float, float, float, float],
+        gpu_blocks: int,
+        block_size_tokens: int,
+        step_tokens_max: int,
+        running_max: int,
+        prefix_caching: bool,
+        tiers: Sequence[tuple[int, float, float]],
+        at_s: float,
+    ) -> int:
+        """Add an engine, of which all has been checked; return its number. `tiers`: blocks, seconds a block, latency."""
+
+    def leave(self, engine: int, at_s: float) -> list[int]: ...
+    def add(
+        self, engine: int, job: int, keys: Buffer | Sequence[int], prompt_tokens: int, output_tokens: int, at_s: float
+    ) -> None:
+        """Give an engine a job, which has been checked."""
+
+    def abort(self, engine: int, job: int, at_s: float) -> bool: ...
+    def reset_cache(self, engine: int, at_s: float) -> bool: ...
+    def run(self, until_s: float, events: bool) -> tuple[float, list[Happening]]: ...
+    def state(self, engine: int) -> tuple[int, int, int, int, float | None, int, float]:
+        """Return the fields of an EngineState."""
 
 @final
 class Core:

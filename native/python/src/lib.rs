@@ -7,6 +7,7 @@ mod http;
 mod inputs;
 mod mailbox;
 mod routing;
+mod simulation;
 mod tokens;
 
 use pyo3::prelude::*;
@@ -23,6 +24,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<extproc::Stream>()?;
     module.add_class::<mailbox::Mailbox>()?;
     module.add_class::<routing::History>()?;
+    module.add_class::<simulation::SimulatedEngines>()?;
     module.add_class::<tokens::TextEncoder>()?;
     module.add_class::<tokens::SegmentStore>()?;
     module.add_class::<tokens::SegmentEncoder>()?;

@@ -1,0 +1,75 @@
+//! What happened. As `kvatlas.sim.engines.Happening`.
+
+use std::ops::Range;
+
+/// What it was, in the order of `kvatlas.sim.engines.Kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Scheduled,
+    FirstToken,
+    Finished,
+    Preempted,
+    Stored,
+    Removed,
+    Refused,
+}
+
+/// One of them.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Happening {
+    pub at_s: f64,
+    pub kind: Kind,
+    pub engine: usize,
+    pub job: i64,
+    pub first: u64,
+    pub many: u64,
+    pub tier: usize,
+    /// Where its keys are in [`Told::keys`].
+    pub keys: Range<usize>,
+}
+
+/// All that happened since somebody took it.
+#[derive(Default)]
+pub struct Told {
+    /// In the order of time, once a run has ended.
+    pub happenings: Vec<Happening>,
+    /// Keys that were removed.
+    pub keys: Vec<u64>,
+    /// Whether STORED and REMOVED are told.
+    pub blocks: bool,
+}
+
+impl Told {
+    /// Something about a job.
+    pub(crate) fn job(&mut self, at_s: f64, kind: Kind, engine: usize, job: i64, first: u64, many: u64) {
+        self.happenings.push(Happening { at_s, kind, engine, job, first, many, tier: 0, keys: 0..0 });
+    }
+
+    /// Blocks of a job are in a tier.
+    pub(crate) fn stored(&mut self, at_s: f64, engine: usize, job: i64, first: usize, many: usize, tier: usize) {
+        if self.blocks {
+            let (first, many) = (first as u64, many as u64);
+            self.happenings.push(Happening { at_s, kind: Kind::Stored, engine, job, first, many, tier, keys: 0..0 });
+        }
+    }
+
+    /// Keys are not in a tier any more.
+    pub(crate) fn removed(&mut self, at_s: f64, engine: usize, keys: &[u64], tier: usize) {
+        if self.blocks && !keys.is_empty() {
+            let begin = self.keys.len();
+            self.keys.extend_from_slice(keys);
+            let keys = begin..self.keys.len();
+            self.happenings.push(Happening { at_s, kind: Kind::Removed, engine, job: 0, first: 0, many: 0, tier, keys });
+        }
+    }
+
+    /// Put it in the order of time, and of engines at one time.
+    pub(crate) fn sort(&mut self) {
+        let place = |happening: &Happening| (happening.at_s.to_bits(), happening.engine);
+        if !self.happenings.is_sorted_by_key(place) {
+            self.happenings.sort_by_key(place); // times are not negative: their bits are in their order
+        }
+    }
+}
