@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from array import array
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,9 @@ import pytest
 from kvatlas.ingest.decode.vllm import VllmDecoder
 from kvatlas.ingest.recording import read_frames
 from kvatlas.keys.engine_hashes import UNSET_SEED, HashScheme
+from kvatlas.sim.choice import Core, make_engines, why_no_native
 from kvatlas.sim.costs import EngineCosts
 from kvatlas.sim.engines import Engines, EngineSpec, Job, Kind
-from kvatlas.sim.reference import ReferenceEngines
 from kvatlas.types import BlockRemoved, BlockStored
 
 CAPTURES = Path(__file__).parent.parent / "data" / "vllm-0.32"
@@ -23,6 +22,7 @@ BLOCK_TOKENS = 32
 SPEC = EngineSpec(costs=EngineCosts(step_s=0.01, prefill_token_s=1e-5), gpu_blocks=60, block_size_tokens=BLOCK_TOKENS)
 SCHEME = HashScheme("sha256_cbor", UNSET_SEED)
 CLEARED = "cleared"
+CORES = ["reference"] + ["native"] * (why_no_native() is None)
 
 Told = tuple[str, tuple[int, ...]] | str
 """Hashes that were stored, one hash that was removed, or all of them."""
@@ -81,9 +81,9 @@ def simulated(engines: Engines) -> tuple[dict[str, int], list[Told]]:
     return cached, told
 
 
-@pytest.mark.parametrize("make", [ReferenceEngines])
-def test_cached_tokens_and_events_equal_a_real_engines(make: Callable[[], Engines]) -> None:
-    cached, told = simulated(make())
+@pytest.mark.parametrize("core", CORES)
+def test_cached_tokens_and_events_equal_a_real_engines(core: Core) -> None:
+    cached, told = simulated(make_engines(core))
     requests = [json.loads(line) for line in (CAPTURES / "truth-base.requests.jsonl").read_text().splitlines()]
     truth = {
         request["tag"]: request["usage"]["prompt_tokens_details"]["cached_tokens"] for request in requests if "usage" in request

@@ -7,12 +7,15 @@ import math
 from kvatlas.sim.engines import EngineSpec, Job
 
 U64 = "Q"
+BLOCK_SIZE_TOKENS_MAX = 1 << 16
+COUNT_MAX = (1 << 31) - 1
+"""Of everything that is counted in a specification or a job: beyond what any engine has, and no sum of them is too large."""
 
 
 def check_spec(spec: EngineSpec) -> None:
     """Refuse an engine that could do no step, or would go back in time."""
     _whole("gpu_blocks", spec.gpu_blocks, 2)
-    _whole("block_size_tokens", spec.block_size_tokens, 1)
+    _whole("block_size_tokens", spec.block_size_tokens, 1, BLOCK_SIZE_TOKENS_MAX)
     _whole("step_tokens_max", spec.step_tokens_max, 1)
     _whole("running_max", spec.running_max, 1)
     for name in spec.costs.__struct_fields__:
@@ -25,8 +28,10 @@ def check_spec(spec: EngineSpec) -> None:
 
 def check_job(job: Job, spec: EngineSpec) -> None:
     """Refuse a job whose keys do not name all blocks that will be computed in full."""
-    if job.prompt_tokens < 1 or job.output_tokens < 1:
-        raise ValueError(f"job {job.id}: prompt_tokens and output_tokens: expected 1 or more of each")
+    if not (1 <= job.prompt_tokens <= COUNT_MAX and 1 <= job.output_tokens <= COUNT_MAX):
+        raise ValueError(f"job {job.id}: prompt_tokens and output_tokens: expected 1 to {COUNT_MAX} of each")
+    if not -(1 << 63) <= job.id < 1 << 63:
+        raise ValueError(f"job {job.id}: id: expected an integer of 64 bits")
     if job.keys.typecode != U64:
         raise ValueError(f"job {job.id}: keys: expected array('Q'), got array('{job.keys.typecode}')")
     full = computed_tokens(job) // spec.block_size_tokens
@@ -51,9 +56,9 @@ def fits(job: Job, spec: EngineSpec) -> bool:
     return blocks_for(computed_tokens(job), spec.block_size_tokens) <= spec.gpu_blocks - 1
 
 
-def _whole(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name}: expected {least} or more, got {value}")
+def _whole(name: str, value: int, least: int, most: int = COUNT_MAX) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{name}: expected {least} to {most}, got {value}")
 
 
 def _seconds(name: str, value: float) -> None:

@@ -23,4 +23,4 @@ def make_engines(core: Core = "auto") -> Engines:
         return ReferenceEngines()
 
 
-__all__ = ["Core", "describe_core", "make_engines"]
+__all__ = ["Core", "describe_core", "make_engines", "why_no_native"]
