@@ -2,11 +2,11 @@
 
 Every cost is a size over a speed (``EngineCosts`` says what it is multiplied with):
 
-    step_s             = bytes of the weights               / (GPUs * memory bandwidth * BANDWIDTH_SHARE)
+    step_s             = bytes of the weights               / (GPUs * memory bandwidth * WEIGHTS_SHARE)
     prefill_token_s    = 2 * active parameters              / (GPUs * peak FLOP/s * COMPUTE_SHARE)
     prefill_context_s  = 2 * heads * layers * (width of keys + width of values) / (GPUs * peak FLOP/s * COMPUTE_SHARE)
     decode_request_s   = prefill_token_s: the same work for one token
-    decode_context_s   = bytes of one token's keys and values / (GPUs * memory bandwidth * BANDWIDTH_SHARE)
+    decode_context_s   = bytes of one token's keys and values / (GPUs * memory bandwidth * KV_SHARE)
     gpu_blocks         = (GPUs * (MEMORY_SHARE * memory - RESERVED_BYTES) - weights) / bytes of a block
 
 The sum is a little pessimistic: a GPU reads weights while it computes. Not in it: what GPUs send each other, and that a mixture
@@ -26,9 +26,13 @@ GIB = 1 << 30
 
 COMPUTE_SHARE = 0.5
 """Of the peak: the upper end of the 30 to 50 % that prompts reach (zeroentropy.dev/concepts/mfu)."""
-BANDWIDTH_SHARE = 0.5
-"""Of the peak: what vLLM's own benchmark measured (buildkite.com/vllm/performance-benchmark/builds/9515). On H200, 128 tokens
-for a batch of 8 took 833 ms with Llama 8B (51 %), and 2,078 ms with Llama 70B on four (45 %)."""
+WEIGHTS_SHARE = 0.5
+"""Of the bandwidth's peak, with all that a step costs anyway: fitted to vLLM's own benchmark, in which 128 tokens for a batch
+of 8 took 833 ms with Llama 8B on H200 (51 %), and 2,078 ms with 70B on four (45 %).
+(buildkite.com/vllm/performance-benchmark/builds/9515)"""
+KV_SHARE = 0.7
+"""Of the bandwidth's peak: the lower end of the 70 to 85 % that CUDA engines reach where they stream memory
+(open-source-ai.tech/glossary/model-bandwidth-utilization)."""
 MEMORY_SHARE = 0.9
 """vLLM's ``gpu_memory_utilization`` for many versions."""
 RESERVED_BYTES = 3.65 * GIB
@@ -80,7 +84,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
     gpus: str
     spec: EngineSpec
     blocks: Literal["published", "derived"]
-    """Where the size of the memory is from. Costs are derived in all presets."""
+    """Where the size of the memory is from. Costs are derived in all presets, with the shares above."""
     source: str
 
 
@@ -178,7 +182,7 @@ def derive(model: Model, gpu: Gpu, gpus: int = 1, *, gpu_tokens: int | None = No
     ValueError where the model does not fit.
     """
     flops = gpus * (gpu.flops_8 if model.weights_8_bit else gpu.flops_16) * COMPUTE_SHARE
-    bandwidth = gpus * gpu.bandwidth * BANDWIDTH_SHARE
+    bandwidth = gpus * gpu.bandwidth
     kv_bytes = model.kv_bytes_token * (1 if model.kv_shared_out else gpus)
     if gpu_tokens is None:
         left = gpus * (MEMORY_SHARE * gpu.memory_bytes - RESERVED_BYTES) - model.weight_bytes
@@ -188,11 +192,11 @@ def derive(model: Model, gpu: Gpu, gpus: int = 1, *, gpu_tokens: int | None = No
     token_s = 2 * model.parameters_active / flops
     return EngineSpec(
         costs=EngineCosts(
-            step_s=model.weight_bytes / bandwidth,
+            step_s=model.weight_bytes / (bandwidth * WEIGHTS_SHARE),
             prefill_token_s=token_s,
             prefill_context_s=2 * model.heads * model.layers * (model.key_width + model.value_width) / flops,
             decode_request_s=token_s,
-            decode_context_s=kv_bytes / bandwidth,
+            decode_context_s=kv_bytes / (bandwidth * KV_SHARE),
         ),
         gpu_blocks=gpu_tokens // block_size_tokens,
         block_size_tokens=block_size_tokens,
