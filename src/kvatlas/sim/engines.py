@@ -44,8 +44,9 @@ class Job(NamedTuple):
     """One request at an engine."""
 
     id: int
+    """Of 64 bits, and no other job's at the same engine."""
     keys: array[int]
-    """array('Q'): the block hashes of prompt and answer, whole blocks of the engine's size, chained."""
+    """array('Q'): the block hashes of prompt and answer, whole blocks of the engine's size; chained, so none comes twice."""
     prompt_tokens: int
     output_tokens: int
     """At least 1."""
@@ -88,13 +89,14 @@ class EngineState(NamedTuple):
     """What an engine would say in its metrics."""
 
     waiting: int
+    """Also those whose blocks are being loaded."""
     running: int
     blocks_used: int
-    """Held by running jobs: without those that are only cached."""
+    """Held by jobs: without those that are only cached."""
     cached_blocks: int
     """GPU blocks with a hash, in use or not."""
     step_ends_s: float | None
-    """None: it is idle."""
+    """None: it is idle, or only loads."""
     preemptions: int
     busy_s: float
     """Time spent in steps so far."""
@@ -105,7 +107,9 @@ class Engines(Protocol):
 
     A step begins when an engine has work and none is under way, at the time of the last step's end or of the job that came;
     all jobs added for that very time take part. What the step does is decided when it begins, and told at that time
-    (SCHEDULED, PREEMPTED, STORED, REMOVED); tokens come when it ends (FIRST_TOKEN, FINISHED).
+    (SCHEDULED, PREEMPTED, STORED, REMOVED); tokens come when it ends (FIRST_TOKEN, FINISHED). REFUSED is told by the next run.
+
+    ``at_s`` is the time reached, or a later one up to which no engine has anything to do.
     """
 
     def join(self, spec: EngineSpec, at_s: float) -> int:
@@ -113,7 +117,10 @@ class Engines(Protocol):
         ...
 
     def leave(self, engine: int, at_s: float) -> list[int]:
-        """Take an engine away, without its happenings. Return the ids of its jobs, those that ran before those that waited."""
+        """Take an engine away, without its happenings. Return the ids of its jobs, those that ran before those that waited.
+
+        Those that it would refuse, which nobody has been told yet, are among them.
+        """
         ...
 
     def add(self, engine: int, job: Job, at_s: float) -> None:
@@ -131,8 +138,9 @@ class Engines(Protocol):
     def run(self, until_s: float, *, events: bool = True) -> tuple[float, list[Happening]]:
         """Go on up to a time, or to the first instant at which a job finishes, whichever is earlier.
 
-        Steps that begin exactly at ``until_s`` are not begun yet. Return the time reached and what happened, in the order of
-        time, and of engines at one time. ``events``: False leaves STORED and REMOVED out.
+        Steps that begin exactly at ``until_s`` are not begun yet; it may be infinity: then time stops where no engine has work.
+        Return the time reached and what happened, in the order of time, and of engines at one time. ``events``: False leaves
+        STORED and REMOVED out.
         """
         ...
 

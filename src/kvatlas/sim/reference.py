@@ -61,7 +61,6 @@ class ReferenceEngines:
         return True
 
     def run(self, until_s: float, *, events: bool = True) -> tuple[float, list[Happening]]:
-        """As :class:`Engines` says. ``until_s`` may be infinity: then it ends where no engine has work, if no job finishes."""
         if not until_s >= self._now_s:
             raise ValueError(f"until_s: expected {self._now_s} (the time reached) or later, got {until_s}")
         engines = list(self._engines.values())
