@@ -1,0 +1,146 @@
+"""KV events on their way from simulated engines to a real index: with lag and loss, judged by the real write path's rules.
+
+An engine publishes what a step did to its cache as one frame, numbered as vLLM's are. A frame arrives some time later, in
+order, or not at all. What a number means is decided by ``ingest.sequence``, what a stream is worth by ``ingest.trust``; a
+replay brings what was lost, and all that was published meanwhile, as ``ingest.worker`` does it.
+"""
+
+from __future__ import annotations
+
+import random as random_module
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from kvatlas.index import Index
+from kvatlas.ingest.sequence import SequenceTracker, Verdict
+from kvatlas.ingest.trust import StreamTrust
+from kvatlas.observe.metrics import Metrics
+from kvatlas.types import Event, EventBatch, StaleReason, Stream
+
+PUBLISHED_MAX = 10_000
+"""Frames that an engine keeps for replays. Source: vLLM, KVEventsConfig.buffer_steps."""
+
+
+class EventPath(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens to frames between an engine and the index."""
+
+    lag_s: float = 0.0
+    """From the beginning of an engine's step until the index knows what it did."""
+    jitter_s: float = 0.0
+    """On top of it, evenly from 0 up to this. Frames do not overtake each other."""
+    loss: float = 0.0
+    """Share of frames that are lost, 0 to 1."""
+    replay_after_s: float | None = 0.1
+    """How long a replay takes from the moment a gap is seen. None: engines cannot be asked, and a gap is for good."""
+
+
+class _Frame:
+    __slots__ = ("arrives_s", "events", "published_s", "seq")
+
+    def __init__(self, seq: int, published_s: float, arrives_s: float | None, events: list[Event]) -> None:
+        self.seq = seq
+        self.published_s = published_s
+        self.arrives_s = arrives_s
+        """None: it is lost."""
+        self.events = events
+
+
+class EventStream:
+    """One engine's frames: those that are under way, and what the index has been told."""
+
+    def __init__(self, stream: Stream, model: str, index: Index, metrics: Metrics, path: EventPath) -> None:
+        self.lost = 0
+        self.gaps = 0
+        self._stream = stream
+        self._model = model
+        self._index = index
+        self._path = path
+        self._tracker = SequenceTracker()
+        self._trust = StreamTrust(stream, self._tracker, index, metrics, "simulation", drop_when_stale=False)
+        self._under_way: deque[_Frame] = deque()
+        self._next_seq = 0
+        self._arrives_s = 0.0
+        self._open: _Frame | None = None
+        """This step's frame, which may still grow."""
+        self._healed_s: float | None = None
+        """When the replay that is asked for will have come."""
+
+    @property
+    def stale(self) -> StaleReason | None:
+        return self._trust.stale
+
+    def publish(self, event: Event, at_s: float, random: random_module.Random) -> None:
+        """Take what a step that began at ``at_s`` did."""
+        if self._open is not None and self._open.published_s == at_s:
+            self._open.events.append(event)
+            return
+        path = self._path
+        arrives_s: float | None = None
+        if path.loss and random.random() < path.loss:
+            self.lost += 1
+        else:
+            lag_s = path.lag_s + (random.random() * path.jitter_s if path.jitter_s else 0.0)
+            arrives_s = self._arrives_s = max(self._arrives_s, at_s + lag_s)
+        self._open = _Frame(self._next_seq, at_s, arrives_s, [event])
+        self._next_seq += 1
+        self._under_way.append(self._open)
+        if len(self._under_way) > PUBLISHED_MAX:
+            self._under_way.popleft()  # only lost ones stay so long, and those that wait behind them
+
+    def deliver(self, now_s: float) -> None:
+        """Tell the index what has arrived by now."""
+        under_way = self._under_way
+        if not under_way or (self._healed_s is None and (under_way[0].arrives_s or 0.0) > now_s):
+            return
+        self._apply([event for frame in self._arrived(now_s) for event in frame.events])
+
+    def _apply(self, events: Sequence[Event]) -> None:
+        if events:
+            self._index.apply(self._stream, EventBatch(tuple(events), model=self._model))
+
+    def _arrived(self, now_s: float) -> Iterator[_Frame]:
+        """Yield the frames to be applied, in order."""
+        under_way = self._under_way
+        while under_way:
+            if self._healed_s is not None:
+                if now_s < self._healed_s:
+                    return
+                yield from self._replayed(self._healed_s)
+                continue
+            heard = next((frame for frame in under_way if frame.arrives_s is not None), None)
+            if heard is None or heard.arrives_s is None or heard.arrives_s > now_s:
+                return
+            payload = heard.seq.to_bytes(8, "little")
+            if self._tracker.judge(heard.seq, payload) is Verdict.GAP and self._ask(heard.arrives_s):
+                continue
+            while under_way.popleft() is not heard:
+                pass  # lost for good
+            self._tracker.accept(heard.seq, payload)
+            yield heard
+
+    def _ask(self, now_s: float) -> bool:
+        """Ask for a replay. False where there is none: the stream is stale from here."""
+        self.gaps += 1
+        if self._path.replay_after_s is None:
+            if self._trust.flaw is None:
+                self._trust.spoil(StaleReason.GAP)
+            return False
+        self._healed_s = now_s + self._path.replay_after_s
+        self._trust.resyncing = True
+        self._trust.show()
+        return True
+
+    def _replayed(self, healed_s: float) -> Iterator[_Frame]:
+        """Yield all that was published by the time of the replay's end, lost or not."""
+        under_way = self._under_way
+        self._healed_s = None
+        if under_way[0].seq > (self._tracker.next_seq or 0):
+            self._trust.begin(under_way[0].seq)  # the engine does not keep older ones
+        while under_way and under_way[0].published_s <= healed_s:
+            frame = under_way.popleft()
+            self._tracker.accept(frame.seq, frame.seq.to_bytes(8, "little"))
+            yield frame
+        self._trust.resyncing = False
+        self._trust.show()
