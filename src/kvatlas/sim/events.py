@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random as random_module
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 
@@ -17,7 +18,9 @@ from kvatlas.index import Index
 from kvatlas.ingest.sequence import SequenceTracker, Verdict
 from kvatlas.ingest.trust import StreamTrust
 from kvatlas.observe.metrics import Metrics
-from kvatlas.types import Event, EventBatch, StaleReason, Stream
+from kvatlas.sim.engines import EngineSpec, Happening
+from kvatlas.sim.request import Request
+from kvatlas.types import GPU, BlockRemoved, BlockStored, EngineHash, Event, EventBatch, StaleReason, Stream, Tier
 
 PUBLISHED_MAX = 10_000
 """Frames that an engine keeps for replays. Source: vLLM, KVEventsConfig.buffer_steps."""
@@ -50,11 +53,13 @@ class _Frame:
 class EventStream:
     """One engine's frames: those that are under way, and what the index has been told."""
 
-    def __init__(self, stream: Stream, model: str, index: Index, metrics: Metrics, path: EventPath) -> None:
+    def __init__(self, stream: Stream, model: str, spec: EngineSpec, index: Index, metrics: Metrics, path: EventPath) -> None:
         self.lost = 0
         self.gaps = 0
         self._stream = stream
         self._model = model
+        self._block_size_tokens = spec.block_size_tokens
+        self._tiers = (GPU, *(Tier(tier.name) for tier in spec.tiers))
         self._index = index
         self._path = path
         self._tracker = SequenceTracker()
@@ -71,11 +76,27 @@ class EventStream:
     def stale(self) -> StaleReason | None:
         return self._trust.stale
 
-    def publish(self, event: Event, at_s: float, random: random_module.Random) -> None:
-        """Take what a step that began at ``at_s`` did."""
+    def publish(self, told: Happening, request: Request | None, random: random_module.Random) -> None:
+        """Take what a step did: STORED, with the request whose blocks these are, or REMOVED."""
+        at_s, _, _, _, first, many, tier, keys = told
+        event: Event
+        if request is None:
+            event = BlockRemoved(cast("tuple[EngineHash, ...]", tuple(keys)), self._tiers[tier])
+        else:
+            keys, size, after = request.job_keys, self._block_size_tokens, first + many
+            event = BlockStored(
+                cast("tuple[EngineHash, ...]", tuple(keys[first:after])),
+                EngineHash(keys[first - 1]) if first else None,
+                request.arrival.tokens[first * size : after * size],
+                size,
+                self._tiers[tier],
+            )
         if self._open is not None and self._open.published_s == at_s:
             self._open.events.append(event)
-            return
+        else:
+            self._begin_frame(event, at_s, random)
+
+    def _begin_frame(self, event: Event, at_s: float, random: random_module.Random) -> None:
         path = self._path
         arrives_s: float | None = None
         if path.loss and random.random() < path.loss:
@@ -87,41 +108,47 @@ class EventStream:
         self._next_seq += 1
         self._under_way.append(self._open)
         if len(self._under_way) > PUBLISHED_MAX:
-            self._under_way.popleft()  # only lost ones stay so long, and those that wait behind them
+            self.deliver(at_s)  # for want of a decision nobody looked for long
+            if len(self._under_way) > PUBLISHED_MAX:
+                self._under_way.popleft()
 
     def deliver(self, now_s: float) -> None:
-        """Tell the index what has arrived by now."""
-        under_way = self._under_way
-        if not under_way or (self._healed_s is None and (under_way[0].arrives_s or 0.0) > now_s):
-            return
-        self._apply([event for frame in self._arrived(now_s) for event in frame.events])
+        """Tell the index what has arrived by now: nobody asks it between two decisions, so before each is soon enough."""
+        self._open = None
+        events: list[Event] = []
+        while self._under_way:
+            if self._healed_s is not None:
+                if now_s < self._healed_s:
+                    break
+                self._apply(events)
+                self._replay(self._healed_s)
+                events = []
+                continue
+            frame = self._first_heard(now_s)
+            if frame is None:
+                break
+            payload = _payload(frame)
+            if self._tracker.judge(frame.seq, payload) is Verdict.GAP and self._ask(now_s=frame.arrives_s or 0.0):
+                continue
+            while self._under_way.popleft() is not frame:
+                pass  # lost for good
+            self._tracker.accept(frame.seq, payload)
+            events += frame.events
+        self._apply(events)
 
     def _apply(self, events: Sequence[Event]) -> None:
         if events:
             self._index.apply(self._stream, EventBatch(tuple(events), model=self._model))
 
-    def _arrived(self, now_s: float) -> Iterator[_Frame]:
-        """Yield the frames to be applied, in order."""
-        under_way = self._under_way
-        while under_way:
-            if self._healed_s is not None:
-                if now_s < self._healed_s:
-                    return
-                yield from self._replayed(self._healed_s)
-                continue
-            heard = next((frame for frame in under_way if frame.arrives_s is not None), None)
-            if heard is None or heard.arrives_s is None or heard.arrives_s > now_s:
-                return
-            payload = heard.seq.to_bytes(8, "little")
-            if self._tracker.judge(heard.seq, payload) is Verdict.GAP and self._ask(heard.arrives_s):
-                continue
-            while under_way.popleft() is not heard:
-                pass  # lost for good
-            self._tracker.accept(heard.seq, payload)
-            yield heard
+    def _first_heard(self, now_s: float) -> _Frame | None:
+        """Return the first frame that is not lost, if it has arrived."""
+        for frame in self._under_way:
+            if frame.arrives_s is not None:
+                return frame if frame.arrives_s <= now_s else None
+        return None
 
     def _ask(self, now_s: float) -> bool:
-        """Ask for a replay. False where there is none: the stream is stale from here."""
+        """Frames are missing: ask for a replay. False where there is none: the stream is stale from here."""
         self.gaps += 1
         if self._path.replay_after_s is None:
             if self._trust.flaw is None:
@@ -132,15 +159,21 @@ class EventStream:
         self._trust.show()
         return True
 
-    def _replayed(self, healed_s: float) -> Iterator[_Frame]:
-        """Yield all that was published by the time of the replay's end, lost or not."""
-        under_way = self._under_way
+    def _replay(self, healed_s: float) -> None:
+        """Bring all that was published by the time of the replay's end, lost or not."""
+        under_way, events = self._under_way, []
         self._healed_s = None
         if under_way[0].seq > (self._tracker.next_seq or 0):
             self._trust.begin(under_way[0].seq)  # the engine does not keep older ones
         while under_way and under_way[0].published_s <= healed_s:
             frame = under_way.popleft()
-            self._tracker.accept(frame.seq, frame.seq.to_bytes(8, "little"))
-            yield frame
+            self._tracker.accept(frame.seq, _payload(frame))
+            events += frame.events
+        self._apply(events)
         self._trust.resyncing = False
         self._trust.show()
+
+
+def _payload(frame: _Frame) -> bytes:
+    """Return bytes that are a frame's own."""
+    return frame.seq.to_bytes(8, "little")

@@ -14,7 +14,6 @@ import random
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from typing import cast
 
 from kvatlas.sim.chains import Chains
 from kvatlas.sim.changes import Change, EngineJoins
@@ -26,7 +25,7 @@ from kvatlas.sim.request import Request
 from kvatlas.sim.results import RunResult
 from kvatlas.sim.tally import Tally
 from kvatlas.sim.workloads.workload import Arrival, Workload
-from kvatlas.types import GPU, BlockRemoved, BlockStored, EngineHash, PodId, Stream, Tier
+from kvatlas.types import PodId, Stream
 
 REPORT_EVERY_S = 0.05
 """llm-d's and our default of how often engines' metrics are read."""
@@ -200,7 +199,8 @@ class _Fleet:
         self._tally.engine_joined()
         indexer = self._policy.indexer
         if indexer is not None:
-            self._streams[engine] = EventStream(Stream(PodId(name)), MODEL, indexer.index, indexer.metrics, self._path)
+            stream = Stream(PodId(name))
+            self._streams[engine] = EventStream(stream, MODEL, spec, indexer.index, indexer.metrics, self._path)
         self._policy.joins(engine, spec)
 
     def _leave(self, engine: int) -> None:
@@ -264,9 +264,11 @@ class _Fleet:
 
     def _heed(self, told: Sequence[Happening], arrivals_until_s: float) -> None:
         for happening in told:
-            at_s, kind, _, job, first, many, _, _ = happening
-            if kind in (_STORED, _REMOVED):
-                self._publish(happening)
+            at_s, kind, engine, job, first, many, _, _ = happening
+            if kind == _STORED:
+                self._streams[engine].publish(happening, self._requests[job], self._event_random)
+            elif kind == _REMOVED:
+                self._streams[engine].publish(happening, None, self._event_random)
             elif kind == _SCHEDULED:
                 request = self._requests[job]
                 request.scheduled_s = at_s
@@ -309,16 +311,6 @@ class _Fleet:
         self._tally.refused += 1
         del self._requests[request.id]
 
-    def _publish(self, happening: Happening) -> None:
-        spec = self._specs[happening.engine]
-        tier = Tier(spec.tiers[happening.tier - 1].name) if happening.tier else GPU
-        event: BlockStored | BlockRemoved
-        if happening.kind == _REMOVED:
-            event = BlockRemoved(cast("tuple[EngineHash, ...]", tuple(happening.keys)), tier)
-        else:
-            event = _stored(self._requests[happening.job], happening, spec.block_size_tokens, tier)
-        self._streams[happening.engine].publish(event, happening.at_s, self._event_random)
-
     # -- the result ---------------------------------------------------------------------------------------------------
 
     def result(self, seed: int, wall_s: float) -> RunResult:
@@ -345,15 +337,3 @@ class _Fleet:
             "streams were stale at the end": sum(stream.stale is not None for stream in self._streams.values()),
         }
         return [f"{count} {what}" for what, count in counts.items() if count] + list(self._policy.notes)
-
-
-def _stored(request: Request, happening: Happening, block_size_tokens: int, tier: Tier) -> BlockStored:
-    first, after = happening.first, happening.first + happening.many
-    keys = request.job_keys
-    return BlockStored(
-        cast("tuple[EngineHash, ...]", tuple(keys[first:after])),
-        EngineHash(keys[first - 1]) if first else None,
-        request.arrival.tokens[first * block_size_tokens : after * block_size_tokens],
-        block_size_tokens,
-        tier,
-    )
