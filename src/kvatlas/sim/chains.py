@@ -57,8 +57,8 @@ class Chains:
         if known is None or not shared:
             return array("Q", self._follow(self._root, tokens)), 0
         keys = known[1][:shared]
-        keys.extend(self._follow(keys[-1], tokens[shared * self._schema.block_size_tokens :]))
-        return keys, shared
+        behind = tokens[shared * self._schema.block_size_tokens :]
+        return keys + array("Q", self._follow(keys[-1], behind)), shared
 
     def _shared_blocks(self, known: Known, data: bytes) -> int:
         before, keys = known
