@@ -314,8 +314,10 @@ class _Fleet:
     # -- the result ---------------------------------------------------------------------------------------------------
 
     def result(self, seed: int, wall_s: float) -> RunResult:
-        for engine in self._specs:
-            self._tally.engine_ends(engine, self._engines.state(engine))
+        states = {engine: self._engines.state(engine) for engine in self._specs}
+        self._tally.queues(list(states.values()))
+        for engine, state in states.items():
+            self._tally.engine_ends(engine, state)
         return self._tally.result(
             policy=self._policy.name,
             workload=self._workload.name,

@@ -89,7 +89,7 @@ class _EngineTally:
             prompt_tokens=self.prompt,
             cached_tokens=self.cached,
             output_tokens=self.output,
-            busy=self.busy_s / duration_s if duration_s else 0.0,
+            busy=min(1.0, self.busy_s / duration_s) if duration_s else 0.0,  # sums of steps are rounded
             waiting_mean=self.waiting / samples,
             running_mean=self.running / samples,
             kv_usage_mean=self.kv_usage / samples,
@@ -155,21 +155,24 @@ class Tally:
         engine.output += output
 
     def sampled(self, states: list[tuple[int, EngineSpec, EngineState]], at_s: float, idle: int) -> None:
-        """Note how busy engines are: at equal intervals, so that means over these are means over time.
+        """Note how busy all engines are: at equal intervals, so that means over these are means over time.
 
         ``idle``: how many times before nobody looked, since nothing was in flight.
         """
         self._timeline.reach(at_s)
-        waiting = running = 0
         for number, spec, state in states:
             engine = self._engines[number]
             engine.samples += 1 + idle
             engine.waiting += state.waiting
             engine.running += state.running
             engine.kv_usage += state.blocks_used / max(1, spec.gpu_blocks - 1)
-            waiting += state.waiting
-            running += state.running
-        self._timeline.now.waiting, self._timeline.now.running = waiting, running
+        self.queues([state for _, _, state in states])
+
+    def queues(self, states: list[EngineState]) -> None:
+        """Note all engines' queues as those that this part of the run ends with, unless there will be later ones."""
+        part = self._timeline.now
+        part.waiting = sum(state.waiting for state in states)
+        part.running = sum(state.running for state in states)
 
     def engine_ends(self, number: int, state: EngineState) -> None:
         """Note an engine's last state: it leaves, or the run is over."""
