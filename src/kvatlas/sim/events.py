@@ -20,7 +20,7 @@ from kvatlas.ingest.trust import StreamTrust
 from kvatlas.observe.metrics import Metrics
 from kvatlas.sim.engines import EngineSpec, Happening
 from kvatlas.sim.request import Request
-from kvatlas.types import GPU, BlockRemoved, BlockStored, EngineHash, Event, EventBatch, StaleReason, Stream, Tier
+from kvatlas.types import GPU, BlockRemoved, BlockStored, EngineHash, EventBatch, StaleReason, Stream, Tier
 
 PUBLISHED_MAX = 10_000
 """Frames that an engine keeps for replays. Source: vLLM, KVEventsConfig.buffer_steps."""
@@ -39,10 +39,23 @@ class EventPath(msgspec.Struct, frozen=True, kw_only=True):
     """How long a replay takes from the moment a gap is seen. None: engines cannot be asked, and a gap is for good."""
 
 
+class _Removal:
+    """Blocks that went from a tier one after the other: told as one event, since engines tell each by itself."""
+
+    __slots__ = ("keys", "tier")
+
+    def __init__(self, tier: Tier, keys: Sequence[int]) -> None:
+        self.tier = tier
+        self.keys = list(keys)
+
+
+_Told = BlockStored | _Removal
+
+
 class _Frame:
     __slots__ = ("arrives_s", "events", "published_s", "seq")
 
-    def __init__(self, seq: int, published_s: float, arrives_s: float | None, events: list[Event]) -> None:
+    def __init__(self, seq: int, published_s: float, arrives_s: float | None, events: list[_Told]) -> None:
         self.seq = seq
         self.published_s = published_s
         self.arrives_s = arrives_s
@@ -79,24 +92,32 @@ class EventStream:
     def publish(self, told: Happening, request: Request | None, random: random_module.Random) -> None:
         """Take what a step did: STORED, with the request whose blocks these are, or REMOVED."""
         at_s, _, _, _, first, many, tier, keys = told
-        event: Event
+        open_frame = self._open if self._open is not None and self._open.published_s == at_s else None
+        event: _Told
         if request is None:
-            event = BlockRemoved(cast("tuple[EngineHash, ...]", tuple(keys)), self._tiers[tier])
+            last = open_frame.events[-1] if open_frame is not None else None
+            if isinstance(last, _Removal) and last.tier == self._tiers[tier]:
+                last.keys += keys
+                return
+            event = _Removal(self._tiers[tier], keys)
         else:
-            keys, size, after = request.job_keys, self._block_size_tokens, first + many
-            event = BlockStored(
-                cast("tuple[EngineHash, ...]", tuple(keys[first:after])),
-                EngineHash(keys[first - 1]) if first else None,
-                request.arrival.tokens[first * size : after * size],
-                size,
-                self._tiers[tier],
-            )
-        if self._open is not None and self._open.published_s == at_s:
-            self._open.events.append(event)
+            event = self._stored(request, first, first + many, self._tiers[tier])
+        if open_frame is not None:
+            open_frame.events.append(event)
         else:
             self._begin_frame(event, at_s, random)
 
-    def _begin_frame(self, event: Event, at_s: float, random: random_module.Random) -> None:
+    def _stored(self, request: Request, first: int, after: int, tier: Tier) -> BlockStored:
+        keys, size = request.job_keys, self._block_size_tokens
+        return BlockStored(
+            cast("tuple[EngineHash, ...]", tuple(keys[first:after])),
+            EngineHash(keys[first - 1]) if first else None,
+            request.arrival.tokens[first * size : after * size],
+            size,
+            tier,
+        )
+
+    def _begin_frame(self, event: _Told, at_s: float, random: random_module.Random) -> None:
         path = self._path
         arrives_s: float | None = None
         if path.loss and random.random() < path.loss:
@@ -115,7 +136,7 @@ class EventStream:
     def deliver(self, now_s: float) -> None:
         """Tell the index what has arrived by now: nobody asks it between two decisions, so before each is soon enough."""
         self._open = None
-        events: list[Event] = []
+        events: list[_Told] = []
         while self._under_way:
             if self._healed_s is not None:
                 if now_s < self._healed_s:
@@ -136,9 +157,10 @@ class EventStream:
             events += frame.events
         self._apply(events)
 
-    def _apply(self, events: Sequence[Event]) -> None:
-        if events:
-            self._index.apply(self._stream, EventBatch(tuple(events), model=self._model))
+    def _apply(self, told: Sequence[_Told]) -> None:
+        if told:
+            events = tuple([_removed(one) if isinstance(one, _Removal) else one for one in told])
+            self._index.apply(self._stream, EventBatch(events, model=self._model))
 
     def _first_heard(self, now_s: float) -> _Frame | None:
         """Return the first frame that is not lost, if it has arrived."""
@@ -161,7 +183,8 @@ class EventStream:
 
     def _replay(self, healed_s: float) -> None:
         """Bring all that was published by the time of the replay's end, lost or not."""
-        under_way, events = self._under_way, []
+        under_way = self._under_way
+        events: list[_Told] = []
         self._healed_s = None
         if under_way[0].seq > (self._tracker.next_seq or 0):
             self._trust.begin(under_way[0].seq)  # the engine does not keep older ones
@@ -177,3 +200,7 @@ class EventStream:
 def _payload(frame: _Frame) -> bytes:
     """Return bytes that are a frame's own."""
     return frame.seq.to_bytes(8, "little")
+
+
+def _removed(removal: _Removal) -> BlockRemoved:
+    return BlockRemoved(cast("tuple[EngineHash, ...]", tuple(removal.keys)), removal.tier)
