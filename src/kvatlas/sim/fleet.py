@@ -1,0 +1,341 @@
+"""A fleet on a virtual clock: users, a routing policy, engines, and what travels between them.
+
+    result = simulate(workload, "kvatlas", [spec] * 8, seed=1, engines=ReferenceEngines())
+
+The same arguments give the same result, bit for bit, but for how long it took.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+import time
+from array import array
+from collections.abc import Callable, Sequence
+
+from kvatlas.sim.chains import Chains
+from kvatlas.sim.changes import Change, EngineJoins
+from kvatlas.sim.engines import Engines, EngineSpec, Happening, Job, Kind
+from kvatlas.sim.events import EventPath, EventStream
+from kvatlas.sim.policies import Policy, PolicyMaker, Surroundings, make_policy
+from kvatlas.sim.policies.policy import MODEL, engine_name
+from kvatlas.sim.request import Request
+from kvatlas.sim.results import RunResult
+from kvatlas.sim.tally import Tally
+from kvatlas.sim.workloads.workload import Arrival, Workload
+from kvatlas.types import PodId, Stream
+
+REPORT_EVERY_S = 0.05
+"""llm-d's and our default of how often engines' metrics are read."""
+SAMPLE_EVERY_S = 0.25
+"""How often queues are looked at for the result's means."""
+EXPIRE_EVERY_S = 60.0
+PROGRESS_EVERY = 1024
+"""Arrivals."""
+
+Progress = Callable[[float, int, int], None]
+"""Called with the virtual time, and how many requests have arrived and were answered."""
+
+_ROUNDING = 1e-9
+"""Of intervals: a time that was computed from a count of them is not a little less."""
+
+DIRECT = EventPath()
+"""Events are known at once, and none is lost."""
+
+_SCHEDULED, _FIRST_TOKEN, _FINISHED, _PREEMPTED, _STORED, _REMOVED, _REFUSED = map(int, Kind)
+
+
+def simulate(
+    workload: Workload,
+    policy: str | PolicyMaker,
+    specs: Sequence[EngineSpec],
+    *,
+    seed: int,
+    engines: Engines,
+    path: EventPath = DIRECT,
+    report_every_s: float = REPORT_EVERY_S,
+    changes: Sequence[Change] = (),
+    arrivals_until_s: float = math.inf,
+    ends_s: float = math.inf,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Send a workload through a fleet, and return what its users and engines saw.
+
+    ``policy``: a name or a file, as for :func:`kvatlas.sim.policies.make_policy`, or what makes one. ``engines``: without any
+    in it yet. ``path``: of events; it does nothing where the policy hears none. ``arrivals_until_s``: who would come later does
+    not come; ``ends_s``: whoever is not answered then is left out of the result but for ``arrived``. Raises ConfigError for a
+    policy that is none, ValueError for values that engines refuse.
+    """
+    began_s = time.perf_counter()
+    fleet = _Fleet(workload, policy, specs, seed=seed, engines=engines, path=path, report_every_s=report_every_s)
+    fleet.plan(changes)
+    fleet.run(min(arrivals_until_s, ends_s), ends_s, progress)
+    return fleet.result(seed, time.perf_counter() - began_s)
+
+
+class _Fleet:
+    """One run."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        policy: str | PolicyMaker,
+        specs: Sequence[EngineSpec],
+        *,
+        seed: int,
+        engines: Engines,
+        path: EventPath,
+        report_every_s: float,
+    ) -> None:
+        if not report_every_s > 0:
+            raise ValueError(f"report_every_s: expected more than 0, got {report_every_s}; inf for never")
+        self._now_s = 0.0
+        self._workload = workload
+        self._engines = engines
+        self._path = path
+        self._report_every_s = report_every_s
+        self._size = min([spec.block_size_tokens for spec in specs], default=16)
+        self._chains = {self._size: Chains(self._size, MODEL)}
+        surroundings = Surroundings(
+            clock=lambda: self._now_s,
+            random=random.Random(f"policy {seed}"),  # noqa: S311  reproducible, guards nothing
+            block_size_tokens=self._size,
+            blocks=sum(spec.gpu_blocks + sum(tier.blocks for tier in spec.tiers) for spec in specs),
+        )
+        self._policy: Policy = make_policy(policy, surroundings) if isinstance(policy, str) else policy(surroundings)
+        self._event_random = random.Random(f"events {seed}")  # noqa: S311  the same
+        self._tally = Tally()
+        self._names: list[str] = []
+        self._specs: dict[int, EngineSpec] = {}
+        self._streams: dict[int, EventStream] = {}
+        self._gone_streams: list[EventStream] = []
+        self._requests: dict[int, Request] = {}
+        self._planned: list[tuple[float, int, Arrival | Change]] = []
+        """A heap: who goes on after an answer, and what happens to the fleet."""
+        self._order = itertools.count()
+        self._ids = itertools.count()
+        self._reported = 0
+        """How many report intervals have been told."""
+        self._sample_s = 0.0
+        self._expire_s = EXPIRE_EVERY_S
+        self._sent_again = self._found_nobody = self._doubtful = 0
+        for spec in specs:
+            self._join(spec)
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def plan(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            heapq.heappush(self._planned, (change.at_s, next(self._order), change))
+
+    def run(self, arrivals_until_s: float, ends_s: float, progress: Progress | None) -> None:
+        """Go on until nobody comes any more and everybody is answered, or the end."""
+        source = itertools.takewhile(lambda arrival: arrival.at_s <= arrivals_until_s, self._workload.arrivals())
+        coming = next(source, None)
+        events = self._policy.indexer is not None
+        while self._now_s < ends_s:
+            due_s = min(math.inf if coming is None else coming.at_s, self._planned[0][0] if self._planned else math.inf)
+            if due_s == math.inf and not self._requests:
+                break
+            stop_s = min(self._pause_s(due_s), ends_s)
+            self._now_s, told = self._engines.run(stop_s, events=events)
+            self._heed(told, arrivals_until_s)
+            if self._now_s < stop_s:
+                continue
+            if stop_s < due_s:
+                self._look()
+            elif coming is not None and coming.at_s <= due_s:
+                self._arrive(coming)
+                coming = next(source, None)
+                if progress is not None and self._tally.arrived % PROGRESS_EVERY == 0:
+                    progress(self._now_s, self._tally.arrived, self._tally.finished)
+            else:
+                self._happens(heapq.heappop(self._planned)[2])
+
+    def _pause_s(self, due_s: float) -> float:
+        """Return when to stop next: when something is due, or somebody has to look at the engines before."""
+        pause_s = min(due_s, max(self._now_s, self._sample_s)) if self._requests else due_s
+        if self._policy.hears_reports and due_s < math.inf:
+            reports = int(due_s / self._report_every_s)  # of several before something is due the last one is all that counts
+            if reports > self._reported:
+                pause_s = min(pause_s, max(self._now_s, reports * self._report_every_s))
+        return pause_s
+
+    def _look(self) -> None:
+        """Read engines' metrics, for the policy and for the result."""
+        states = [(engine, spec, self._engines.state(engine)) for engine, spec in self._specs.items()]
+        reports = int(self._now_s / self._report_every_s + _ROUNDING)
+        if self._policy.hears_reports and reports > self._reported:
+            self._reported = reports
+            for engine, _, state in states:
+                self._policy.report(engine, state, self._now_s)
+        if self._now_s >= self._sample_s:
+            idle = int((self._now_s - self._sample_s) / SAMPLE_EVERY_S)  # nobody looks while nothing is in flight
+            self._tally.sampled(states, self._now_s, idle)
+            self._sample_s += (1 + idle) * SAMPLE_EVERY_S
+        if self._now_s >= self._expire_s and self._policy.indexer is not None:
+            self._policy.indexer.index.expire()
+            self._expire_s = self._now_s + EXPIRE_EVERY_S
+
+    # -- the fleet ----------------------------------------------------------------------------------------------------
+
+    def _happens(self, planned: Arrival | Change) -> None:
+        if isinstance(planned, Arrival):
+            self._arrive(planned)
+        elif isinstance(planned, EngineJoins):
+            self._join(planned.spec)
+        else:
+            self._leave(planned.engine)
+
+    def _join(self, spec: EngineSpec) -> None:
+        engine = self._engines.join(spec, self._now_s)
+        if engine != len(self._names):
+            raise ValueError("engines: expected none in it yet; make new ones for each run")
+        self._specs[engine] = spec
+        name = engine_name(engine)
+        self._names.append(name)
+        self._tally.engine_joined()
+        indexer = self._policy.indexer
+        if indexer is not None:
+            stream = Stream(PodId(name))
+            self._streams[engine] = EventStream(stream, MODEL, spec, indexer.index, indexer.metrics, self._path)
+        self._policy.joins(engine, spec)
+
+    def _leave(self, engine: int) -> None:
+        if engine not in self._specs:
+            raise ValueError(
+                f"changes: engine {engine} is not there at {self._now_s} s; it can leave only once, after it joined"
+            )
+        self._tally.engine_ends(engine, self._engines.state(engine))
+        left = [self._requests[job] for job in self._engines.leave(engine, self._now_s)]
+        del self._specs[engine]
+        for request in left:
+            self._told_end(request, self._now_s, done=False)
+        self._policy.leaves(engine)
+        indexer, stream = self._policy.indexer, self._streams.pop(engine, None)
+        if indexer is not None and stream is not None:
+            self._gone_streams.append(stream)
+            indexer.index.forget(Stream(PodId(engine_name(engine))))
+        for request in left:
+            self._sent_again += 1
+            self._send(request)
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def _arrive(self, arrival: Arrival) -> None:
+        self._tally.arrives(self._now_s)
+        keys = self._chains[self._size].keys(arrival.tokens, arrival.session)
+        request = Request(next(self._ids), arrival, self._now_s, keys, arrival.prompt_tokens // self._size)
+        self._requests[request.id] = request
+        self._send(request)
+
+    def _send(self, request: Request) -> None:
+        """Let the policy choose, by all that it can know by now."""
+        if not self._specs:
+            self._found_nobody += 1
+            self._refuse(request)
+            return
+        self._deliver()
+        request.routed = True
+        request.sent(self._policy.choose(request), self._now_s)
+        self._add(request)
+
+    def _add(self, request: Request) -> None:
+        arrival, size = request.arrival, self._specs[request.engine].block_size_tokens
+        keys = request.job_keys = request.keys if size == self._size else self._keys(arrival, size)
+        self._engines.add(request.engine, Job(request.id, keys, arrival.prompt_tokens, arrival.output_tokens), self._now_s)
+
+    def _keys(self, arrival: Arrival, size: int) -> array[int]:
+        """Return keys for an engine with larger blocks than others have."""
+        if size not in self._chains:
+            self._chains[size] = Chains(size, MODEL)
+        return self._chains[size].keys(arrival.tokens, arrival.session)
+
+    def _deliver(self) -> None:
+        stale = False
+        for stream in self._streams.values():
+            stream.deliver(self._now_s)
+            stale = stale or stream.stale is not None
+        self._doubtful += stale
+
+    # -- what engines tell --------------------------------------------------------------------------------------------
+
+    def _heed(self, told: Sequence[Happening], arrivals_until_s: float) -> None:
+        for happening in told:
+            at_s, kind, engine, job, first, many, _, _ = happening
+            if kind == _STORED:
+                self._streams[engine].publish(happening, self._requests[job], self._event_random)
+            elif kind == _REMOVED:
+                self._streams[engine].publish(happening, None, self._event_random)
+            elif kind == _SCHEDULED:
+                request = self._requests[job]
+                request.scheduled_s = at_s
+                request.cached_tokens, request.loaded_tokens = first + many, many
+            elif kind == _FIRST_TOKEN:
+                request = self._requests[job]
+                request.first_token_s = at_s
+                if request.routed:
+                    self._policy.first_token(request, at_s)
+                self._tally.first_token(request, at_s)
+            elif kind == _FINISHED:
+                self._answered(self._requests.pop(job), at_s, arrivals_until_s)
+            elif kind == _REFUSED:
+                self._refused(self._requests[job])
+
+    def _answered(self, request: Request, at_s: float, arrivals_until_s: float) -> None:
+        self._told_end(request, at_s, done=True)
+        self._tally.answered(request, at_s)
+        following = self._workload.after(request.arrival, at_s)
+        if following is not None and following.at_s <= arrivals_until_s:
+            heapq.heappush(self._planned, (max(following.at_s, at_s), next(self._order), following))
+
+    def _refused(self, request: Request) -> None:
+        """It does not fit into its engine: send it to the one with the most room, whatever the policy says, or give it up."""
+        self._told_end(request, self._now_s, done=False)
+        rooms = {engine: spec.gpu_blocks * spec.block_size_tokens for engine, spec in self._specs.items()}
+        largest = max(rooms, key=rooms.__getitem__)
+        if rooms[largest] > rooms[request.engine]:
+            request.routed = False
+            request.sent(largest, self._now_s)
+            self._add(request)
+        else:
+            self._refuse(request)
+
+    def _told_end(self, request: Request, at_s: float, *, done: bool) -> None:
+        if request.routed:
+            self._policy.ended(request, at_s, done=done)
+
+    def _refuse(self, request: Request) -> None:
+        self._tally.refused += 1
+        del self._requests[request.id]
+
+    # -- the result ---------------------------------------------------------------------------------------------------
+
+    def result(self, seed: int, wall_s: float) -> RunResult:
+        states = {engine: self._engines.state(engine) for engine in self._specs}
+        self._tally.queues(list(states.values()))
+        for engine, state in states.items():
+            self._tally.engine_ends(engine, state)
+        return self._tally.result(
+            policy=self._policy.name,
+            workload=self._workload.name,
+            seed=seed,
+            names=self._names,
+            wall_s=wall_s,
+            notes=self._notes(),
+        )
+
+    def _notes(self) -> list[str]:
+        streams = [*self._gone_streams, *self._streams.values()]
+        counts = {
+            "requests were sent again: their engine left": self._sent_again,
+            "requests were refused: no engine was there": self._found_nobody,
+            "requests were not answered when the run ended": len(self._requests),
+            "frames of events were lost": sum(stream.lost for stream in streams),
+            "gaps were found in streams of events": sum(stream.gaps for stream in streams),
+            "decisions were made while a stream was stale": self._doubtful,
+            "streams were stale at the end": sum(stream.stale is not None for stream in self._streams.values()),
+        }
+        return [f"{count} {what}" for what, count in counts.items() if count] + list(self._policy.notes)

@@ -1,0 +1,74 @@
+"""Whatever happens to a fleet, every request is accounted for, and the index ends up where engines' events leave it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from kvatlas.sim.changes import Change, EngineJoins, EngineLeaves
+from kvatlas.sim.engines import EngineSpec, TierSpec
+from kvatlas.sim.events import EventPath
+from kvatlas.sim.fleet import simulate
+from kvatlas.sim.policies import POLICIES
+from kvatlas.sim.reference import ReferenceEngines
+from kvatlas.sim.workloads.workload import Arrival
+from tests.models.workloads import COSTS, Given, arrival, tokens
+
+
+def spec(rng: random.Random) -> EngineSpec:
+    tiers = (TierSpec(name="cpu", blocks=rng.randrange(1, 200), load_block_s=rng.choice([0.0, 1e-4])),)
+    return EngineSpec(
+        costs=COSTS,
+        gpu_blocks=rng.choice([40, 80, 400]),
+        block_size_tokens=rng.choice([16, 16, 32]),
+        step_tokens_max=rng.choice([64, 512]),
+        running_max=rng.choice([2, 8]),
+        tiers=rng.choice([(), tiers]),
+    )
+
+
+def changes(rng: random.Random, engines: int) -> list[Change]:
+    leaving = rng.sample(range(engines), rng.randrange(engines))
+    made: list[Change] = [EngineLeaves(rng.uniform(0.0, 4.0), engine) for engine in leaving]
+    made += [EngineJoins(rng.uniform(0.0, 4.0), spec(rng)) for _ in range(rng.randrange(3))]
+    return made
+
+
+def workload(rng: random.Random) -> Given:
+    prefixes = [tokens(("prefix", at), rng.randrange(10, 400)) for at in range(4)]
+    made, at_s = [], 0.0
+    for number in range(40):
+        at_s += rng.choice([0.0, 0.02, 0.3])
+        parts = (rng.choice(prefixes), tokens(number, rng.randrange(1, 300)))
+        made.append(arrival(at_s, *parts, output=rng.randrange(1, 60), session=number % 7))
+    turns = dict.fromkeys(range(7), 0)
+
+    def after(answered: Arrival, at_s: float) -> Arrival | None:
+        session = answered.session or 0
+        turns[session] += 1
+        if turns[session] > 3:
+            return None
+        prompt = answered.tokens + tokens((session, turns[session]), 30)
+        return Arrival(at_s + 0.1 * session, prompt + tokens((session, "answer"), 9), len(prompt), session)
+
+    return Given(made, after)
+
+
+@pytest.mark.parametrize("policy", [*POLICIES[4:6], "llm-d-precise", "kvatlas", "least-load"])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_request_is_accounted_for(seed: int, policy: str) -> None:
+    rng = random.Random(f"{seed} {policy}")
+    specs = [spec(rng) for _ in range(rng.randrange(1, 4))]
+    path = EventPath(lag_s=0.01, jitter_s=0.05, loss=0.1, replay_after_s=rng.choice([None, 0.1]))
+    happens = changes(rng, len(specs))
+    result = simulate(workload(rng), policy, specs, seed=seed, engines=ReferenceEngines(), path=path, changes=happens)
+    told = f"seed {seed}: {result}"
+    assert result.arrived == result.finished + result.refused, told
+    assert result.finished == sum(engine.requests for engine in result.engines) == result.ttft.count == result.e2e.count, told
+    assert result.finished == sum(moment.finished for moment in result.moments), told
+    assert result.arrived == sum(moment.arrived for moment in result.moments), told
+    assert 0 <= result.loaded_tokens <= result.cached_tokens < max(1, result.prompt_tokens), told
+    assert all(0 <= engine.busy <= 1 and 0 <= engine.kv_usage_mean <= 1 for engine in result.engines), told
+    assert result.queue.max <= result.ttft.max <= result.e2e.max <= result.duration_s + 1e-9, told
+    assert (result.moments[-1].waiting, result.moments[-1].running) == (0, 0), told
