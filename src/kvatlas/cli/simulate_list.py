@@ -1,0 +1,41 @@
+"""What ``kvatlas simulate --list`` shows."""
+
+from __future__ import annotations
+
+from msgspec import inspect
+from rich.text import Text
+
+from kvatlas.cli.screen import screen, table
+from kvatlas.sim.policies import POLICIES
+from kvatlas.sim.presets import PRESETS
+from kvatlas.sim.workloads.catalog import KINDS
+
+
+def show_list() -> None:
+    """Print workloads with their parameters, policies and presets."""
+    console = screen()
+    workloads = table("Workloads (--workload), and what --set and --sweep take", "name", "what it is", whole=("name",))
+    for name, kind in KINDS.items():
+        workloads.add_row(Text(name, "bold"), kind.what)
+        for parameter, default, what in parameters(name):
+            workloads.add_row(Text(f"  {parameter}", "dim"), Text(f"{what}{f'  [{default}]' if default else ''}", "dim"))
+    policies = table("Policies (--policy)", "name", "what it is", whole=("name",))
+    for name, what in POLICIES.items():
+        policies.add_row(Text(name, "bold"), what)
+    presets = table("Presets (--preset)", "name", "what it is", whole=("name",))
+    for name, preset in PRESETS.items():
+        presets.add_row(Text(name, "bold"), preset.what)
+    for one in (workloads, policies, presets):
+        console.print(one)
+
+
+def parameters(workload: str) -> list[tuple[str, str, str]]:
+    """Return a workload's parameters: name, default (empty: none, or it must be given), what it is."""
+    info = inspect.type_info(KINDS[workload].parameters)
+    assert isinstance(info, inspect.StructType)
+    found = []
+    for field in info.fields:
+        extra = field.type.extra_json_schema if isinstance(field.type, inspect.Metadata) else None
+        default = "" if field.required or field.default in (None, "") else str(field.default)
+        found.append((field.name, default, (extra or {}).get("description", "")))
+    return found
