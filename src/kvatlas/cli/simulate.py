@@ -34,7 +34,12 @@ def simulate(
     ] = "chats",
     policy: Annotated[
         list[str] | None,
-        typer.Option("--policy", "-p", help="Who decides where requests go. Can be repeated; all.", metavar="NAME"),
+        typer.Option(
+            "--policy",
+            "-p",
+            help="Who decides where requests go: a name from --list, an EndpointPickerConfig's file, or all. Can be repeated.",
+            metavar="NAME",
+        ),
     ] = None,
     engines: Annotated[int | None, typer.Option("--engines", "-n", help="Engines, all alike.  [8]", metavar="COUNT")] = None,
     preset: Annotated[str | None, typer.Option(help="A model on a GPU, from --list.", metavar="NAME")] = None,
@@ -189,12 +194,15 @@ def _command() -> str:
 
 def _policies(given: Sequence[str]) -> tuple[str, ...]:
     from kvatlas.route.parameters import unknown_name
+    from kvatlas.route.picker_config import load_config
     from kvatlas.sim.policies import POLICIES as KNOWN
 
     if "all" in given:
         return tuple(KNOWN)
     for name in given:
-        if name not in KNOWN:
+        if Path(name).suffix in (".yaml", ".yml", ".json"):
+            load_config(name)
+        elif name not in KNOWN:
             raise unknown_name("--policy", "policy", name, ["all", *KNOWN])
     return tuple(dict.fromkeys(given or POLICIES))
 

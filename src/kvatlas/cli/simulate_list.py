@@ -10,6 +10,22 @@ from kvatlas.sim.policies import POLICIES
 from kvatlas.sim.presets import PRESETS
 from kvatlas.sim.workloads.catalog import KINDS
 
+POLICY_LINES = {
+    "random": "anyone",
+    "round-robin": "one after the other",
+    "least-load": "whoever has the fewest requests in flight",
+    "power-of-two": "the less loaded of two at random",
+    "sglang": "SGLang's cache_aware: its tree of what it routed, unless loads are too uneven",
+    "dynamo": "NVIDIA Dynamo's cost function: blocks to compute plus blocks in use",
+    "llm-d-default": "llm-d as it is by default: approximate prefix cache 3, queue 2, KV use 2",
+    "llm-d-precise": "llm-d with precise prefix caching from events: prefix 3, queue 2, KV use 2",
+    "llm-d-load": "llm-d by load alone: queue and KV use",
+    "llm-d-random": "llm-d's random picker",
+    "kvatlas": "ours: the expected time to first token, from events and routing history",
+    "kvatlas-approximate": "ours without events: from routing history alone",
+}
+"""Names that policies have, and what they go by."""
+
 
 def show_list() -> None:
     """Print workloads with their parameters, policies and presets."""
@@ -20,8 +36,8 @@ def show_list() -> None:
         for parameter, default, what in parameters(name):
             workloads.add_row(Text(f"  {parameter}", "dim"), Text(f"{what}{f'  [{default}]' if default else ''}", "dim"))
     policies = table("Policies (--policy)", "name", "what it is", whole=("name",))
-    for name, what in POLICIES.items():
-        policies.add_row(Text(name, "bold"), what)
+    for name in POLICIES:
+        policies.add_row(Text(name, "bold"), POLICY_LINES.get(name, ""))
     presets = table("Presets (--preset)", "name", "what it is", whole=("name",))
     for name, preset in PRESETS.items():
         presets.add_row(Text(name, "bold"), preset.what)

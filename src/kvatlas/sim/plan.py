@@ -5,6 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from kvatlas.sim.engines import EngineSpec
+from kvatlas.sim.events import EventPath
+from kvatlas.sim.fleet import simulate
+from kvatlas.sim.reference import ReferenceEngines
 from kvatlas.sim.results import RunResult
 from kvatlas.sim.workloads.catalog import Choice
 
@@ -32,14 +35,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def run(plan: Plan) -> RunResult:
     """Run it. ValueError for engines that cannot be; RequestError for a bad line of a trace."""
-    from kvatlas.sim.fleet import simulate
-
     result = simulate(
         plan.workload.open(seed=plan.seed, scale=plan.scale, requests_max=plan.limit),
         plan.policy,
         [plan.spec] * plan.engines,
         seed=plan.seed,
-        event_lag_s=plan.event_lag_s,
-        event_loss=plan.event_loss,
+        engines=ReferenceEngines(),
+        path=EventPath(lag_s=plan.event_lag_s, loss=plan.event_loss),
     )
     return msgspec.structs.replace(result, scale=plan.scale, label=plan.label)

@@ -23,7 +23,7 @@ _VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)"} | {
 _MARKERS = "osD^vPX*<>"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _WIDTH = 5.6
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kvatlas",
     "font.family": ["sans-serif"],
@@ -97,14 +97,8 @@ class Plots:
                 computed = [_computed(engine) for engine in run.engines]
                 mean = sum(computed) / len(computed) if sum(computed) else 1.0
                 places = [one / mean for one in computed]
-                axes.plot(
-                    places,
-                    [row] * len(places),
-                    self._marker(run.policy),
-                    color=self._color(run.policy),
-                    markersize=6,
-                    alpha=0.7,
-                )
+                marker = self._marker(run.policy)
+                axes.plot(places, [row] * len(places), marker, color=self._color(run.policy), markersize=6, alpha=0.7)
             axes.set_xlim(left=0)
             axes.set_xlabel("tokens computed by an engine over the mean of all")
             _rows(axes, [run.policy for run in runs])
