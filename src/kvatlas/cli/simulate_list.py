@@ -15,7 +15,7 @@ POLICY_LINES = {
     "round-robin": "one after the other",
     "least-load": "whoever has the fewest requests in flight",
     "power-of-two": "the less loaded of two at random",
-    "sglang": "SGLang's cache_aware: its tree of what it routed, unless loads are too uneven",
+    "sglang-cache-aware": "SGLang's cache_aware: its tree of what it routed, unless loads are too uneven",
     "dynamo": "NVIDIA Dynamo's cost function: blocks to compute plus blocks in use",
     "llm-d-default": "llm-d as it is by default: approximate prefix cache 3, queue 2, KV use 2",
     "llm-d-precise": "llm-d with precise prefix caching from events: prefix 3, queue 2, KV use 2",

@@ -19,8 +19,8 @@ from kvatlas.sim.workloads.workload import Arrival
 class AgentParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Lengths are log-normal around their means; the number of turns is geometric."""
 
-    qps: Annotated[Rate, Meta(description="requests a second, when as many tasks end as begin")] = 10.0
-    duration_s: Annotated[Seconds, Meta(description="how long new tasks begin")] = 300.0
+    qps: Annotated[Rate, Meta(description="requests a second, once as many tasks end as begin")] = 10.0
+    duration_s: Annotated[Seconds, Meta(description="how long requests come; what was asked is answered")] = 600.0
     agents: Annotated[Count, Meta(description="kinds of agents, each with tools of its own, all equally frequent")] = 4
     tools_tokens: Annotated[Tokens, Meta(description="the prompt of an agent's tools")] = 8000
     task_tokens: Annotated[Tokens, Meta(description="a task, which its branches share")] = 1500
@@ -43,12 +43,13 @@ class Agents:
         self._is = parameters
         self._seed = seed
         self._scale = scale
+        self._duration_s = parameters.duration_s / scale
         self._texts = Texts()
         self._tools = [self._texts.new(parameters.tools_tokens) for _ in range(parameters.agents)]
 
     def arrivals(self) -> Iterator[Arrival]:
         tasks_per_s = self._is.qps / (self._is.turns * self._is.branches) * self._scale
-        begins = poisson(Draws(self._seed, 0), tasks_per_s, 0.0, self._is.duration_s / self._scale)
+        begins = poisson(Draws(self._seed, 0), tasks_per_s, 0.0, self._duration_s)
         for task, at_s in enumerate(begins):
             draws = Draws(self._seed, 1, task)
             tools = self._tools[draws.below(self._is.agents)]
@@ -63,6 +64,8 @@ class Agents:
         if draws.uniform() * self._is.turns < 1:
             return None
         at_s += draws.waiting(self._is.tool_s)
+        if at_s > self._duration_s:
+            return None
         turn = self._turn(at_s, answered.session, answered.tokens, self._is.result_tokens, draws)
         return turn if len(turn.tokens) <= self._is.context_tokens_max else None
 

@@ -19,8 +19,8 @@ from kvatlas.sim.workloads.workload import Arrival
 class ChatParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Lengths are log-normal around their means; the number of turns is geometric."""
 
-    qps: Annotated[Rate, Meta(description="requests a second, when as many chats end as begin")] = 10.0
-    duration_s: Annotated[Seconds, Meta(description="how long new chats begin")] = 300.0
+    qps: Annotated[Rate, Meta(description="requests a second, once as many chats end as begin")] = 10.0
+    duration_s: Annotated[Seconds, Meta(description="how long requests come; what was asked is answered")] = 600.0
     systems: Annotated[Count, Meta(description="system prompts, all equally frequent")] = 4
     system_tokens: Annotated[Tokens, Meta(description="length of a system prompt")] = 1000
     user_tokens: Annotated[Tokens, Meta(description="what a user writes in a turn")] = 200
@@ -40,12 +40,13 @@ class Chats:
         self._is = parameters
         self._seed = seed
         self._scale = scale
+        self._duration_s = parameters.duration_s / scale
         self._texts = Texts()
         self._systems = [self._texts.new(parameters.system_tokens) for _ in range(parameters.systems)]
 
     def arrivals(self) -> Iterator[Arrival]:
         chats_per_s = self._is.qps / self._is.turns * self._scale
-        begins = poisson(Draws(self._seed, 0), chats_per_s, 0.0, self._is.duration_s / self._scale)
+        begins = poisson(Draws(self._seed, 0), chats_per_s, 0.0, self._duration_s)
         for session, at_s in enumerate(begins):
             draws = Draws(self._seed, 1, session)
             yield self._turn(at_s, session, self._systems[draws.below(self._is.systems)], draws)
@@ -55,7 +56,10 @@ class Chats:
         draws = Draws(self._seed, 2, answered.session, len(answered.tokens))
         if draws.uniform() * self._is.turns < 1:
             return None
-        turn = self._turn(at_s + draws.waiting(self._is.think_s), answered.session, answered.tokens, draws)
+        at_s += draws.waiting(self._is.think_s)
+        if at_s > self._duration_s:
+            return None
+        turn = self._turn(at_s, answered.session, answered.tokens, draws)
         return turn if len(turn.tokens) <= self._is.context_tokens_max else None
 
     def _turn(self, at_s: float, session: int, said: array[int], draws: Draws) -> Arrival:
