@@ -23,22 +23,25 @@ from kvatlas.sim.sweep import Axis, Question, plans, value_of
 
 FAULTS = 1
 """Exit status where a run could not be done."""
+WORKLOAD = "chats"
 POLICIES = ("kvatlas", "llm-d-precise", "llm-d-default", "least-load", "random")
 """What is compared where no policy is named."""
 
 
 def simulate(
     workload: Annotated[
-        str,
-        typer.Option("--workload", "-w", help="Who sends what: a name from --list, or a trace's file.", metavar="NAME|FILE"),
-    ] = "chats",
+        str | None,
+        typer.Option(
+            "--workload", "-w", help="Who sends what: a name from --list, or a trace's file.  [chats]", metavar="NAME|FILE"
+        ),
+    ] = None,
     policy: Annotated[
         list[str] | None,
         typer.Option(
             "--policy",
             "-p",
-            help="Who decides where requests go: a name from --list, an EndpointPickerConfig's file, or all. Can be repeated.",
-            metavar="NAME",
+            help="Who decides where requests go: names from --list, files of EndpointPickerConfigs, all. Can be repeated.",
+            metavar="NAME|FILE",
         ),
     ] = None,
     engines: Annotated[int | None, typer.Option("--engines", "-n", help="Engines, all alike.  [8]", metavar="COUNT")] = None,
@@ -77,7 +80,9 @@ def simulate(
     report: Annotated[
         Path | None, typer.Option(help="Write a page with tables and plots; needs kvatlas[sim].", metavar="FILE.html")
     ] = None,
-    listing: Annotated[bool, typer.Option("--list", help="Show workloads, policies and presets, and exit.")] = False,
+    listing: Annotated[
+        bool, typer.Option("--list", help="Show workloads, policies and presets; with --workload its parameters.")
+    ] = False,
 ) -> None:
     """Compare routing policies on a fleet of simulated engines, on a virtual clock. No GPU is needed, and no engine.
 
@@ -92,6 +97,7 @@ def simulate(
 
         kvatlas simulate
         kvatlas simulate --list
+        kvatlas simulate --list -w agents
         kvatlas simulate -w agents --qps 20 -p kvatlas -p llm-d-default -p random
         kvatlas simulate -w trace.jsonl --scale 4 --engines 4 --report report.html
         kvatlas simulate -w shared-prefix -p all --engines 8 --report ladder.html
@@ -101,7 +107,7 @@ def simulate(
     if listing:
         from kvatlas.cli.simulate_list import show_list
 
-        show_list()
+        show_list(workload)
         return
     given = {
         "engines": engines,
@@ -115,7 +121,7 @@ def simulate(
     values = {name: value for name, value in given.items() if value is not None}
     question = Question(
         policies=_policies(policy or ()),
-        workload=workload,
+        workload=workload or WORKLOAD,
         spec=_spec(preset, spec),
         values={**dict(_assigned("--set", text) for text in settings or ()), **values},
         axes=tuple(_axis(text) for text in sweep or ()),

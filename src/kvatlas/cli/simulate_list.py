@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import inspect
+from rich.table import Table
 from rich.text import Text
 
 from kvatlas.cli.screen import screen, table
 from kvatlas.sim.policies import POLICIES
 from kvatlas.sim.presets import PRESETS
-from kvatlas.sim.workloads.catalog import KINDS
+from kvatlas.sim.workloads.catalog import KINDS, kind_of_file
 
 POLICY_LINES = {
     "random": "anyone",
@@ -27,31 +30,40 @@ POLICY_LINES = {
 """Names that policies have, and what they go by."""
 
 
-def show_list() -> None:
-    """Print workloads with their parameters, policies and presets."""
+def show_list(workload: str | None) -> None:
+    """Print workloads, policies and presets; of a workload that is named, its parameters."""
     console = screen()
-    workloads = table("Workloads (--workload), and what --set and --sweep take", "name", "what it is", whole=("name",))
-    for name, kind in KINDS.items():
-        workloads.add_row(Text(name, "bold"), kind.what)
-        for parameter, default, what in parameters(name):
-            workloads.add_row(Text(f"  {parameter}", "dim"), Text(f"{what}{f'  [{default}]' if default else ''}", "dim"))
-    policies = table("Policies (--policy)", "name", "what it is", whole=("name",))
-    for name in POLICIES:
-        policies.add_row(Text(name, "bold"), POLICY_LINES.get(name, ""))
-    presets = table("Presets (--preset)", "name", "what it is", whole=("name",))
-    for name, preset in PRESETS.items():
-        presets.add_row(Text(name, "bold"), preset.what)
-    for one in (workloads, policies, presets):
-        console.print(one)
+    if workload is not None:
+        console.print(_parameters(workload))
+        return
+    console.print(_named("Workloads (--workload)", {name: kind.what for name, kind in KINDS.items()}))
+    console.print(_named("Policies (--policy)", {name: POLICY_LINES[name] for name in POLICIES}))
+    console.print(_named("Presets (--preset)", {name: preset.what for name, preset in PRESETS.items()}))
 
 
-def parameters(workload: str) -> list[tuple[str, str, str]]:
+def _named(title: str, lines: Mapping[str, str]) -> Table:
+    shown = table(title, "name", "what it is", whole=("name",))
+    for name, what in lines.items():
+        shown.add_row(Text(name, "bold"), what)
+    return shown
+
+
+def _parameters(workload: str) -> Table:
+    kind = workload if workload in KINDS else kind_of_file(workload)
+    shown = table(f"{kind}: {KINDS[kind].what}", "--set, --sweep", "default", "what it is", whole=("--set, --sweep",))
+    for name, default, what in parameters(kind):
+        shown.add_row(Text(name, "bold"), default, what)
+    return shown
+
+
+def parameters(kind: str) -> list[tuple[str, str, str]]:
     """Return a workload's parameters: name, default (empty: none, or it must be given), what it is."""
-    info = inspect.type_info(KINDS[workload].parameters)
+    info = inspect.type_info(KINDS[kind].parameters)
     assert isinstance(info, inspect.StructType)
     found = []
     for field in info.fields:
         extra = field.type.extra_json_schema if isinstance(field.type, inspect.Metadata) else None
-        default = "" if field.required or field.default in (None, "") else str(field.default)
+        absent = field.required or field.default in (None, "")
+        default = "" if absent else f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
         found.append((field.name, default, (extra or {}).get("description", "")))
     return found

@@ -41,7 +41,7 @@ class _OfRun(msgspec.Struct, frozen=True, kw_only=True):
     engines: Annotated[int, Meta(ge=1, le=10_000)] = 8
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     scale: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
-    limit: Annotated[int | None, Meta(ge=1)] = None
+    limit: Annotated[int, Meta(ge=1)] | None = None
     event_lag_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
     event_loss: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
