@@ -98,7 +98,7 @@ def _plans(question: Question, values: Mapping[str, object], label: str) -> list
 
 
 def _spec(spec: EngineSpec, values: Mapping[str, object]) -> EngineSpec:
-    tree = msgspec.to_builtins(spec)
+    tree = msgspec.json.decode(msgspec.json.encode(spec))
     for name, value in values.items():
         if name in _SPEC:
             tree[name] = value
