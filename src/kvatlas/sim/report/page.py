@@ -156,7 +156,6 @@ def _group(group: Sequence[RunResult], plots: Plots) -> Iterator[Markup]:
         rows = phase_rows(group, figure)
         if rows:
             cells = [tag("tr", tag("th", name, scope="row"), *(tag("td", one) for one in shown)) for name, shown in rows]
-            yield tag("h3", f"{figure.name} by phase")
             yield _table(f"{figure.name} by phase", ["phase", *(run.policy for run in group)], cells)
 
 

@@ -22,12 +22,12 @@ _VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)"} | {
 """Colours that matplotlib is given, and what the page has for them: light and dark are not its concern."""
 _MARKERS = "osD^vPX*<>"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
-_WIDTH = 5.6
+_WIDTH = 5.0
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kvatlas",
     "font.family": ["sans-serif"],
-    "font.size": 9,
+    "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": SOFT,
     "axes.edgecolor": SOFT,
@@ -40,7 +40,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelcolor": INK,
     "grid.color": LINE,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 9,
 }
 
 
@@ -64,6 +64,7 @@ class Plots:
                     label = name if row == 0 else None
                     axes.plot(value, row, marker, color=color, markersize=size, markeredgewidth=2, label=label)
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(_plainly)
             axes.set_xlabel("time to first token, s")
             _rows(axes, [run.policy for run in runs])
             legend = axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
@@ -129,6 +130,7 @@ class Plots:
                 self._line(axes, policy, [point.at for point in points], values)
             if log:
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(_plainly)
             else:
                 axes.set_ylim(bottom=0)
             axes.set_xlabel(shown.over)
@@ -160,7 +162,7 @@ class Plots:
 
     def _legend(self, axes: Axes, lines: int) -> None:
         if lines > 1:
-            axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), handlelength=3)
+            axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1), handlelength=2.5, columnspacing=1.2)
 
     def _draw(self, draw: Callable[[Axes], None], height: float) -> Markup:
         import matplotlib as mpl
@@ -175,9 +177,14 @@ class Plots:
         return _for_page(text.getvalue(), f"plot{self._drawn}")
 
 
+def _plainly(value: float, place: int | None) -> str:
+    """Return a number of a logarithmic axis as people write it."""
+    return f"{value:g}"
+
+
 def _rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), labels=list(names))
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(visible=True, axis="x")
