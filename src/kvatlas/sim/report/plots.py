@@ -13,6 +13,7 @@ from kvatlas.sim.results import EngineResult, RunResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 INK, SOFT, LINE = "#010101", "#020202", "#030303"
 _COLORS = tuple(f"#0101{number:02x}" for number in range(2, 12))
@@ -64,7 +65,7 @@ class Plots:
                     label = name if row == 0 else None
                     axes.plot(value, row, marker, color=color, markersize=size, markeredgewidth=2, label=label)
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(_plainly)
+            _plain_logarithms(axes.xaxis)
             axes.set_xlabel("time to first token, s")
             _rows(axes, [run.policy for run in runs])
             legend = axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
@@ -130,7 +131,7 @@ class Plots:
                 self._line(axes, policy, [point.at for point in points], values)
             if log:
                 axes.set_yscale("log")
-                axes.yaxis.set_major_formatter(_plainly)
+                _plain_logarithms(axes.yaxis)
             else:
                 axes.set_ylim(bottom=0)
             axes.set_xlabel(shown.over)
@@ -177,9 +178,15 @@ class Plots:
         return _for_page(text.getvalue(), f"plot{self._drawn}")
 
 
-def _plainly(value: float, place: int | None) -> str:
-    """Return a number of a logarithmic axis as people write it."""
-    return f"{value:g}"
+def _plain_logarithms(axis: Axis) -> None:
+    """Write a logarithmic axis's numbers as people do; those between powers of ten where there are few of these."""
+
+    def between(value: float, place: int | None) -> str:
+        low, high = axis.get_view_interval()
+        return f"{value:g}" if high < 10 * low and f"{value:e}"[0] in "235" else ""
+
+    axis.set_major_formatter(lambda value, place: f"{value:g}")
+    axis.set_minor_formatter(between)
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
