@@ -101,7 +101,7 @@ def show(question: Question, *, jobs: int | None, as_json: bool, report: Path | 
     found, stopped = _outcomes(asked, jobs or os.cpu_count() or 1)
     found.sort(key=lambda outcome: asked.index(outcome.plan))
     done = [(outcome.plan, outcome.result) for outcome in found if outcome.result is not None]
-    problems = [f"{outcome.plan.policy} {outcome.plan.label}: {outcome.problem}" for outcome in found if outcome.result is None]
+    problems = [f"{_name(outcome.plan)}: {outcome.problem}" for outcome in found if outcome.result is None]
     if as_json:
         for plan, result in done:
             show_json(_line(plan, result))
@@ -123,17 +123,23 @@ def show(question: Question, *, jobs: int | None, as_json: bool, report: Path | 
 def _outcomes(asked: Sequence[Plan], jobs: int) -> tuple[list[Outcome], bool]:
     """Return what came of the runs, and whether Ctrl-C ended them before all were finished."""
     found: list[Outcome] = []
+    console = screen(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    quiet = not sys.stderr.isatty()
-    with Progress(*columns, console=screen(stderr=True), transient=True, disable=quiet) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("simulating", total=len(asked))
         try:
             for outcome in outcomes(asked, jobs):
                 found.append(outcome)
                 progress.advance(task)
+                if progress.disable:
+                    console.print(f"{len(found)} of {len(asked)}: {_name(outcome.plan)}", soft_wrap=True)
         except KeyboardInterrupt:
             return found, True
     return found, False
+
+
+def _name(plan: Plan) -> str:
+    return f"{plan.policy} {plan.label}".strip()
 
 
 def _line(plan: Plan, result: RunResult) -> dict[str, Any]:

@@ -40,10 +40,8 @@ def test_throughput_of_phases_is_their_mean_without_the_warm_up_and_the_time_bet
 
 
 def test_phases_stand_beside_each_other_also_where_a_run_lacks_one() -> None:
-    runs = [
-        run_result("a", phases=(phase("3 QPS", 1000), phase("5 QPS", 2000))),
-        run_result("b", phases=(phase("5 QPS", 3000),)),
-    ]
+    slow, fast = phase("3 QPS", 1000), phase("5 QPS", 2000)
+    runs = [run_result("a", phases=(slow, fast)), run_result("b", phases=(phase("5 QPS", 3000),))]
     assert phase_rows(runs, PHASE_FIGURES[0]) == [("3 QPS", ["100", ""]), ("5 QPS", ["200", "300"])]
 
 
