@@ -115,7 +115,7 @@ def show(question: Question, *, jobs: int | None, as_json: bool, report: Path | 
         errors.print(f"stopped: {len(done)} of {len(asked)} runs are finished", style="yellow")
     if report is not None and done:
         write(report, done, _command())
-        errors.print(f"report: {report}")
+        errors.print(f"report: {report}", soft_wrap=True)
     if problems or stopped:
         raise typer.Exit(FAULTS)
 

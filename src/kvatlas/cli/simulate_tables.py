@@ -12,8 +12,9 @@ from kvatlas.sim.comparison import FIGURES, PHASE_FIGURES, Figure, best, groups,
 from kvatlas.sim.results import RunResult
 
 GIVING_WAY = (
-    "requests", "preempted", "waiting", "TPOT p99", "queue p90", "imbalance", "TTFT p99", "TPOT p50", "TTFT p50", "policy",
-)  # fmt: skip
+    *("requests", "preempted", "waiting", "TPOT p99", "queue p90", "imbalance", "TTFT p99", "TPOT p50", "TTFT p50"),
+    *("varied", "policy", "hit ratio"),
+)
 """What a narrow screen does without, the first one first."""
 BEST = "*"
 

@@ -16,9 +16,8 @@ class Limited:
         self._left = requests
 
     def arrivals(self) -> Iterator[Arrival]:
-        for arrival in self._workload.arrivals():
-            if self._left <= 0:
-                return
+        arrivals = self._workload.arrivals()
+        while self._left > 0 and (arrival := next(arrivals, None)) is not None:
             self._left -= 1
             yield arrival
 
