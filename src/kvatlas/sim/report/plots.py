@@ -181,7 +181,7 @@ class Plots:
 def _plain_logarithms(axis: Axis) -> None:
     """Write a logarithmic axis's numbers as people do; those between powers of ten where there are few of these."""
 
-    def between(value: float, place: int | None) -> str:
+    def between(value: float, place: float) -> str:
         low, high = axis.get_view_interval()
         return f"{value:g}" if high < 10 * low and f"{value:e}"[0] in "235" else ""
 
