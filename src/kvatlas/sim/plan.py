@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from kvatlas.sim.choice import make_engines
 from kvatlas.sim.engines import EngineSpec
 from kvatlas.sim.events import EventPath
 from kvatlas.sim.fleet import simulate
-from kvatlas.sim.reference import ReferenceEngines
 from kvatlas.sim.results import RunResult
 from kvatlas.sim.workloads.catalog import Choice
 
@@ -40,7 +40,7 @@ def run(plan: Plan) -> RunResult:
         plan.policy,
         [plan.spec] * plan.engines,
         seed=plan.seed,
-        engines=ReferenceEngines(),
+        engines=make_engines(),
         path=EventPath(lag_s=plan.event_lag_s, loss=plan.event_loss),
     )
     return msgspec.structs.replace(result, scale=plan.scale, label=plan.label)
