@@ -26,10 +26,10 @@ GROWTH_TARGET = 1.2
 _RUN = """
 import json, resource, sys, time
 from kvatlas.sim.plan import Plan, run
-from kvatlas.sim.presets import DEFAULT, PRESETS
+from kvatlas.sim.presets import PRESETS
 from kvatlas.sim.workloads.catalog import choose
 policy, workload, parameters, limit = json.loads(sys.argv[1])
-plan = Plan(policy=policy, workload=choose(workload, parameters), spec=PRESETS[DEFAULT].spec, limit=limit)
+plan = Plan(policy=policy, workload=choose(workload, parameters), spec=PRESETS['qwen3-32b-2xh100'].spec, limit=limit)
 began_s = time.process_time()
 result = run(plan)
 cpu_s = time.process_time() - began_s

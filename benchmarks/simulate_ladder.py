@@ -23,7 +23,6 @@ from kvatlas.sim.workloads.shared_prefix import WARM_UP
 
 NAME = "simulate"
 PRESET = "qwen3-32b-2xh100"
-GPU_BLOCKS = 307_328 // 16 + 1
 QUICK_STAGES = "15:20 40:38"
 
 
@@ -47,8 +46,7 @@ PUBLISHED = {
 def run_ladder(*, quick: bool) -> list[Result]:
     """Run it, each policy in a process of its own; ``quick``: two of its sixteen stages, which have no published summary."""
     workload = choose("shared-prefix", {"stages": QUICK_STAGES} if quick else {})
-    spec = msgspec.structs.replace(PRESETS[PRESET].spec, gpu_blocks=GPU_BLOCKS)
-    plans = [Plan(policy=policy, workload=workload, spec=spec, engines=8) for policy in PUBLISHED]
+    plans = [Plan(policy=policy, workload=workload, spec=PRESETS[PRESET].spec, engines=8) for policy in PUBLISHED]
     found = {outcome.plan.policy: outcome for outcome in outcomes(plans, os.cpu_count() or 1)}
     results = []
     for policy, published in PUBLISHED.items():

@@ -28,7 +28,9 @@ def simulate(
         ),
     ] = None,
     engines: Annotated[int | None, typer.Option("--engines", "-n", help="Engines, all alike.  [8]", metavar="COUNT")] = None,
-    preset: Annotated[str | None, typer.Option(help="A model on a GPU, from --list.", metavar="NAME")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A model on a GPU, from --list.  [qwen3-32b-2xh100]", metavar="NAME")
+    ] = None,
     spec: Annotated[
         Path | None,
         typer.Option(help="An engine of your own, YAML or JSON, as `kvatlas calibrate` writes it.", metavar="FILE"),

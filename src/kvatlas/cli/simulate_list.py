@@ -10,7 +10,7 @@ from rich.text import Text
 
 from kvatlas.cli.screen import screen, table
 from kvatlas.sim.policies import POLICIES
-from kvatlas.sim.presets import PRESETS
+from kvatlas.sim.presets import PRESETS, Preset
 from kvatlas.sim.workloads.catalog import KINDS, kind_of_file
 
 POLICY_LINES = {
@@ -38,7 +38,12 @@ def show_list(workload: str | None) -> None:
         return
     console.print(_named("Workloads (--workload)", {name: kind.what for name, kind in KINDS.items()}))
     console.print(_named("Policies (--policy)", {name: POLICY_LINES[name] for name in POLICIES}))
-    console.print(_named("Presets (--preset)", {name: preset.what for name, preset in PRESETS.items()}))
+    console.print(_named("Presets (--preset)", {name: _engine(preset) for name, preset in PRESETS.items()}))
+
+
+def _engine(preset: Preset) -> str:
+    spec = preset.spec
+    return f"{preset.model} on {preset.gpus}: {spec.gpu_blocks * spec.block_size_tokens:,} tokens of KV cache"
 
 
 def _named(title: str, lines: Mapping[str, str]) -> Table:

@@ -23,7 +23,7 @@ from kvatlas.sim.batch import Outcome, outcomes
 from kvatlas.sim.engines import EngineSpec
 from kvatlas.sim.plan import Plan
 from kvatlas.sim.policies import POLICIES
-from kvatlas.sim.presets import DEFAULT, PRESETS
+from kvatlas.sim.presets import PRESETS
 from kvatlas.sim.report import check, write
 from kvatlas.sim.results import RunResult
 from kvatlas.sim.sweep import Axis, Question, plans, value_of
@@ -31,6 +31,7 @@ from kvatlas.sim.sweep import Axis, Question, plans, value_of
 FAULTS = 1
 """Exit status where a run could not be done."""
 WORKLOAD = "chats"
+PRESET = "qwen3-32b-2xh100"
 COMPARED = ("kvatlas", "llm-d-precise", "llm-d-default", "least-load", "random")
 """What is compared where no policy is named."""
 
@@ -69,7 +70,7 @@ def _spec(preset: str | None, file: Path | None) -> EngineSpec:
     if file is None:
         if preset is not None and preset not in PRESETS:
             raise unknown_name("--preset", "preset", preset, list(PRESETS))
-        return PRESETS[preset or DEFAULT].spec
+        return PRESETS[preset or PRESET].spec
     if preset is not None:
         raise RequestError("--spec", "and --preset are two engines", "give one of both; --set changes single fields")
     try:

@@ -46,7 +46,7 @@ def page(done: Sequence[tuple[Plan, RunResult]], command: str) -> str:
     body = tag(
         "main",
         tag("h1", title),
-        tag("p", _lead(done[0][0], runs), class_="lead"),
+        tag("p", _lead(done), class_="lead"),
         tag("pre", command),
         *_notes(runs),
         tag("h2", "Results"),
@@ -75,14 +75,18 @@ def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{len(names)} policies"
 
 
-def _lead(plan: Plan, runs: Sequence[RunResult]) -> str:
-    seeds = sorted({run.seed for run in runs})
-    seed = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
-    virtual_s = sum(run.duration_s for run in runs)
-    return (
-        f"{plan.engines} engines with {plan.spec.gpu_blocks:,} KV blocks of {plan.spec.block_size_tokens} tokens each; "
-        f"{runs[0].arrived:,} requests a run; {len(runs)} runs, {virtual_s:,.0f} s of virtual time; {seed}."
+def _lead(done: Sequence[tuple[Plan, RunResult]]) -> str:
+    """Return what all runs have in common, in a line."""
+    runs = [result for _, result in done]
+    told = (
+        ("{} engines", {f"{plan.engines}" for plan, _ in done}),
+        ("{} KV blocks each", {f"{plan.spec.gpu_blocks:,}" for plan, _ in done}),
+        ("seed {}", {f"{plan.seed}" for plan, _ in done}),
     )
+    same = [text.format(*values) for text, values in told if len(values) == 1]
+    requests, virtual_s = sum(run.finished for run in runs), sum(run.duration_s for run in runs)
+    whole = f"{len(runs)} runs, {requests:,} requests, {virtual_s:,.0f} s of virtual time"
+    return "; ".join([", ".join(same), whole]) + "." if same else f"{whole}."
 
 
 def _notes(runs: Sequence[RunResult]) -> Iterator[Markup]:
@@ -109,7 +113,8 @@ def _results(runs: Sequence[RunResult]) -> Markup:
 
 
 def _table(caption: str, heads: Sequence[str], rows: Sequence[Markup]) -> Markup:
-    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in heads)))
+    cells = (tag("th", name, scope="col", class_="text" if name == "varied" else "figure") for name in heads)
+    head = tag("thead", tag("tr", *cells))
     table = tag("table", tag("caption", caption), head, tag("tbody", *rows))
     return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=caption)
 

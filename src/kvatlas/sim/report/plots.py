@@ -114,7 +114,7 @@ class Plots:
             for run in runs:
                 at_s = [moment.from_s for moment in run.moments]
                 self._line(axes, run.policy, at_s, [moment.waiting for moment in run.moments], every=max(1, len(at_s) // 8))
-            axes.set_ylim(bottom=0)
+            _from_zero(axes)
             axes.set_xlabel("virtual time, s")
             axes.set_ylabel("requests that wait")
             axes.grid(visible=True, axis="y")
@@ -133,7 +133,7 @@ class Plots:
                 axes.set_yscale("log")
                 _plain_logarithms(axes.yaxis)
             else:
-                axes.set_ylim(bottom=0)
+                _from_zero(axes)
             axes.set_xlabel(shown.over)
             axes.set_ylabel(what)
             axes.grid(visible=True, axis="y")
@@ -176,6 +176,11 @@ class Plots:
             text = io.StringIO()
             figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         return _for_page(text.getvalue(), f"plot{self._drawn}")
+
+
+def _from_zero(axes: Axes) -> None:
+    """Let an axis begin at 0, and leave some room above what is drawn."""
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.05 or 1)
 
 
 def _plain_logarithms(axis: Axis) -> None:
