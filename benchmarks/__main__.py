@@ -24,6 +24,7 @@ BENCHMARKS = {
     "proxy": "requests per second and added latency of kvatlas route, beside other routers",
     "extproc": "the Envoy endpoint picker with a real Envoy, beside Envoy alone and a plain gRPC stub; needs wrk",
     "routing_live": "cache hits and time to first token of real traces behind kvatlas route, beside other routers",
+    "simulate": "the fleet simulator: virtual seconds per CPU second, memory on long traces; --ladder: llm-d's benchmark",
     "scaling": "cost as entries, pods and threads grow; --plot FILE draws it",
 }
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=1, help="cores that both sides are pinned to (default 1)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="scaling only: draw the curves into FILE (.svg or .png)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokens only: another tokenizer than the tiny model's")
+    parser.add_argument("--ladder", action="store_true", help="simulate only: llm-d's benchmark beside its published figures")
     given = parser.parse_args()
     if given.name is None:
         for name, what in BENCHMARKS.items():
@@ -45,7 +47,9 @@ def main() -> None:
         parser.error("only scaling has a plot")
     if given.tokenizer and given.name != "tokens":
         parser.error("only tokens has a tokenizer")
-    own = {"scaling": {"plot": given.plot}, "tokens": {"tokenizer": given.tokenizer}}
+    if given.ladder and given.name != "simulate":
+        parser.error("only simulate has a ladder")
+    own = {"scaling": {"plot": given.plot}, "tokens": {"tokenizer": given.tokenizer}, "simulate": {"ladder": given.ladder}}
     options = own.get(given.name, {})
     place = Placement.of(given.cores)
     try:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kvatlas.cli import doctor, explain, pods, record, replay, route, score, serve, tokenizer
+from kvatlas.cli import doctor, explain, pods, record, replay, route, score, serve, simulate, tokenizer
 from kvatlas.cli.screen import show_error
 from kvatlas.errors import KvatlasError
 
@@ -31,6 +31,7 @@ for command in (
     pods.pods,
     record.record,
     replay.replay,
+    simulate.simulate,
     doctor.doctor,
     tokenizer.tokenizer,
 ):

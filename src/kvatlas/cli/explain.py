@@ -14,8 +14,9 @@ from kvatlas.cli.client import ServiceClient
 from kvatlas.cli.columns import Column, Gives, fitted
 from kvatlas.cli.decisions import decisions_of_all
 from kvatlas.cli.options import DEFAULT_URL, AsJson, ServiceToken, ServiceUrl
-from kvatlas.cli.score_parts import duration, endpoint_of, part_tables
+from kvatlas.cli.score_parts import endpoint_of, part_tables
 from kvatlas.cli.screen import screen, show_json, show_table
+from kvatlas.config.quantities import round_duration
 from kvatlas.serve.routing.explain import CandidateShown, DecisionsAnswer, DecisionShown, MatchShown, OutcomeShown, ProfileShown
 
 GIVING_WAY = ("address", "prefilling", "kv", "running", "waiting", "in flight", "matched by", "endpoint")
@@ -166,7 +167,7 @@ def _share(value: float | None) -> Text:
 
 
 def _time(seconds: float | None) -> Text:
-    return Text("" if seconds is None else duration(seconds))
+    return Text("" if seconds is None else round_duration(seconds))
 
 
 def _clock(at_s: float) -> str:

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from kvatlas.cli.columns import Column, Gives, fitted
+from kvatlas.config.quantities import round_duration
 from kvatlas.serve.routing.explain import CandidateShown, ProfileShown
 
 KEPT = 4
@@ -38,17 +39,6 @@ def endpoint_of(row: CandidateShown) -> Text:
     return Text(f"> {row.endpoint}", "green") if row.picked else Text(f"  {row.endpoint}")
 
 
-def duration(seconds: float) -> str:
-    """Return a time with three digits at most: 430 us, 4.3 ms, 120 ms, 1.23 s."""
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    if seconds >= 0.01:
-        return f"{seconds * 1e3:.0f} ms"
-    if seconds >= 0.001:
-        return f"{seconds * 1e3:.1f} ms"
-    return f"{seconds * 1e6:.0f} us" if seconds else "0"
-
-
 def _part(row: CandidateShown, scorer: str, name: str) -> float | str:
     return row.scores[scorer].parts.get(name, 0)
 
@@ -62,6 +52,6 @@ def _cell(name: str, value: float | str) -> Text:
     if isinstance(value, str):
         return Text(value)
     if name.endswith("_s") and not name.endswith("_per_s"):
-        return Text(duration(value))
+        return Text(round_duration(value))
     whole = abs(value) >= 100 or value == int(value)
     return Text(f"{value:.0f}" if whole else f"{value:.2f}")

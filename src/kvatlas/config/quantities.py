@@ -67,6 +67,19 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:g}s"
 
 
+def round_duration(seconds: float) -> str:
+    """Return a time with three digits at most, for people: 430 us, 4.3 ms, 120 ms, 1.23 s, 31.1 s."""
+    if seconds >= 10:
+        return f"{seconds:.1f} s" if seconds < 99.95 else f"{seconds:.0f} s"
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    if seconds >= 0.01:
+        return f"{seconds * 1e3:.0f} ms"
+    if seconds >= 0.001:
+        return f"{seconds * 1e3:.1f} ms"
+    return f"{seconds * 1e6:.0f} us" if seconds else "0"
+
+
 def format_size(size_bytes: int) -> str:
     """Return the shortest exact form in binary units: 2147483648 is "2GiB"."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):

@@ -48,6 +48,31 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
 
 
+class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The requests of one part of a workload (``Arrival.phase``): a stage of a ladder, its warm-up."""
+
+    name: str
+    from_s: float
+    """When the first of them arrived."""
+    duration_s: float
+    """From then to the last answer of one of them."""
+    arrived: int = 0
+    finished: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    ttft: Spread = Spread()
+    tpot: Spread = Spread()
+
+    @property
+    def output_tokens_per_s(self) -> float:
+        return self.output_tokens / self.duration_s if self.duration_s else 0.0
+
+    @property
+    def hit_ratio(self) -> float:
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """One policy under one workload."""
 
@@ -80,6 +105,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     queue: Spread = Spread()
     """From arrival to the first step."""
     moments: tuple[Moment, ...] = ()
+    phases: tuple[PhaseResult, ...] = ()
+    """In the order of their first arrivals; none where the workload has no parts."""
     notes: tuple[str, ...] = ()
     """What was degraded: events lost, streams stale, decisions without tokens."""
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from kvatlas.cli import explain
-from kvatlas.cli.score_parts import duration
+from kvatlas.config.quantities import round_duration
 from kvatlas.serve.routing.explain import (
     CandidateShown,
     DecisionShown,
@@ -186,4 +186,4 @@ def test_the_list_shows_one_line_a_decision_and_says_where_there_is_none() -> No
     ("seconds", "text"), [(0.0, "0"), (0.00043, "430 us"), (0.0043, "4.3 ms"), (0.12, "120 ms"), (1.234, "1.23 s")]
 )
 def test_durations_have_three_digits_at_most(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert round_duration(seconds) == text

@@ -21,6 +21,8 @@ class Arrival(msgspec.Struct, frozen=True):
     session: int | None = None
     """Who goes on when it is answered."""
     tenant: str = ""
+    phase: str = ""
+    """Which part of the workload it belongs to, where the workload has parts: results tell of each by itself."""
 
     @property
     def output_tokens(self) -> int:

@@ -1,0 +1,111 @@
+"""From what was asked to the runs that answer it: each policy with each combination of what is varied."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from kvatlas.errors import ConfigError
+from kvatlas.route.parameters import read_parameters, unknown_name
+from kvatlas.sim.costs import EngineCosts
+from kvatlas.sim.engines import EngineSpec
+from kvatlas.sim.plan import Plan
+from kvatlas.sim.workloads.catalog import choose, names_of_parameters
+
+RUNS_MAX = 10_000
+
+
+class Axis(NamedTuple):
+    """Something that is varied."""
+
+    name: str
+    values: tuple[object, ...]
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user asks. ``values`` are set by name: of the run, of its workload, of its engines."""
+
+    policies: tuple[str, ...]
+    workload: str
+    """A name, or a trace's file."""
+    spec: EngineSpec
+    values: Mapping[str, object]
+    axes: tuple[Axis, ...] = ()
+
+
+class _OfRun(msgspec.Struct, frozen=True, kw_only=True):
+    engines: Annotated[int, Meta(ge=1, le=10_000)] = 8
+    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
+    scale: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    limit: Annotated[int, Meta(ge=1)] | None = None
+    event_lag_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+    event_loss: Annotated[float, Meta(ge=0, le=1)] = 0.0
+
+
+_RUN = [field.name for field in msgspec.structs.fields(_OfRun)]
+_SPEC = [field.name for field in msgspec.structs.fields(EngineSpec) if field.name not in ("costs", "tiers")]
+_COSTS = [f"costs.{field.name}" for field in msgspec.structs.fields(EngineCosts)]
+
+
+def plans(question: Question) -> list[Plan]:
+    """Return the runs: those that are compared with each other stand together. ConfigError for what cannot be set so."""
+    for axis in question.axes:
+        if axis.name in question.values:
+            raise ConfigError(axis.name, "is set and varied", "one of both")
+    combinations = list(itertools.product(*(axis.values for axis in question.axes)))
+    runs = len(combinations) * len(question.policies)
+    if runs > RUNS_MAX:
+        raise ConfigError("sweep", f"makes {runs} runs", f"at most {RUNS_MAX}; vary less at once")
+    made = []
+    for combination in combinations:
+        varied = dict(zip((axis.name for axis in question.axes), combination, strict=True))
+        label = " ".join(f"{name}={_shown(value)}" for name, value in varied.items())
+        made += _plans(question, {**question.values, **varied}, label)
+    return made
+
+
+def names(workload: str) -> list[str]:
+    """Return all that can be set and varied."""
+    return [*names_of_parameters(workload), *_RUN, *_SPEC, *_COSTS]
+
+
+def value_of(text: str) -> object:
+    """Return a value as it is written on a command line: a number, true, false, null or text."""
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
+    return value if isinstance(value, int | float | bool | None) else text
+
+
+def _plans(question: Question, values: Mapping[str, object], label: str) -> list[Plan]:
+    parameters = names_of_parameters(question.workload)
+    for name in values:
+        if name not in (*parameters, *_RUN, *_SPEC, *_COSTS):
+            raise unknown_name(
+                name, f"parameter of {question.workload}, the run or its engines", name, names(question.workload)
+            )
+    of_workload = {name: value for name, value in values.items() if name in parameters}
+    choice = choose(question.workload, of_workload)
+    of_run = read_parameters(_OfRun, {name: value for name, value in values.items() if name in _RUN}, "")
+    spec = _spec(question.spec, values)
+    same: dict[str, Any] = msgspec.structs.asdict(of_run)
+    return [Plan(policy=policy, workload=choice, spec=spec, label=label, **same) for policy in question.policies]
+
+
+def _spec(spec: EngineSpec, values: Mapping[str, object]) -> EngineSpec:
+    tree = msgspec.json.decode(msgspec.json.encode(spec))
+    for name, value in values.items():
+        if name in _SPEC:
+            tree[name] = value
+        elif name in _COSTS:
+            tree["costs"][name.removeprefix("costs.")] = value
+    return read_parameters(EngineSpec, tree, "")
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
