@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kvatlas.cli import doctor, explain, pods, record, replay, route, score, serve, tokenizer
+from kvatlas.cli import calibrate, doctor, engine, explain, pods, record, replay, route, score, serve, tokenizer
 from kvatlas.cli.screen import show_error
 from kvatlas.errors import KvatlasError
 
@@ -33,8 +33,10 @@ for command in (
     replay.replay,
     doctor.doctor,
     tokenizer.tokenizer,
+    engine.engine,
+    calibrate.calibrate,
 ):
-    app.command(no_args_is_help=command in (record.record, replay.replay, score.score))(command)
+    app.command(no_args_is_help=command in (record.record, replay.replay, score.score, calibrate.calibrate))(command)
 
 
 def _show_version(wanted: bool) -> None:
