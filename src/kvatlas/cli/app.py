@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kvatlas.cli import calibrate, doctor, engine, explain, pods, record, replay, route, score, serve, tokenizer
+from kvatlas.cli import calibrate, demo, doctor, engine, explain, pods, record, replay, route, score, serve, tokenizer
 from kvatlas.cli.screen import show_error
 from kvatlas.errors import KvatlasError
 
@@ -34,6 +34,7 @@ for command in (
     doctor.doctor,
     tokenizer.tokenizer,
     engine.engine,
+    demo.demo,
     calibrate.calibrate,
 ):
     app.command(no_args_is_help=command in (record.record, replay.replay, score.score, calibrate.calibrate))(command)

@@ -14,7 +14,7 @@ from kvatlas.sim.spec_file import read_spec
 SMALL = EngineSpec(
     costs=EngineCosts(
         step_s=0.008,
-        prefill_token_s=0.0003,
+        prefill_token_s=0.0008,
         prefill_context_s=2e-8,
         decode_request_s=0.0004,
         decode_context_s=1e-7,

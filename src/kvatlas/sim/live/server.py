@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -80,29 +81,32 @@ async def serve(
     async with running(spec, options) as engine:
         with stopping_by(stop) as stopping:
             started(engine.started)
-            ends = [asyncio.ensure_future(stopping.asked.wait()), engine.task]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            ends[0].cancel()
-            if not engine.task.done():
-                cut = asyncio.create_task(stopping.at_once.wait())
-                drained = asyncio.create_task(engine.drain(options.drain_s))
-                await asyncio.wait({cut, drained}, return_when=asyncio.FIRST_COMPLETED)
-                for task in (cut, drained):
-                    task.cancel()
+            await _first(stopping.asked.wait(), asyncio.wait({engine.task}))
+            await _first(stopping.at_once.wait(), engine.drain(options.drain_s))
+
+
+async def _first(*awaited: Coroutine[Any, Any, object]) -> None:
+    """Return when one of these has ended; the others are cancelled."""
+    tasks = [asyncio.create_task(one) for one in awaited]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class RunningEngine:
     """A server that listens. Made by :func:`running`."""
 
     def __init__(
-        self, started: Started, live: LiveEngine, task: asyncio.Task[None], api: EngineApi, sites: web.SockSite
+        self, started: Started, live: LiveEngine, task: asyncio.Task[None], api: EngineApi, site: web.SockSite
     ) -> None:
         self.started = started
         self.live = live
         self.task = task
         """Drives the engine; done only if that failed."""
         self._api = api
-        self._site = sites
+        self._site = site
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more connections, and wait for requests in progress, for so long."""
@@ -113,9 +117,12 @@ class RunningEngine:
 
 
 @asynccontextmanager
-async def running(spec: EngineSpec, options: EngineOptions) -> AsyncIterator[RunningEngine]:
-    """Run an engine in this event loop for as long as the block lasts. What fails meanwhile is raised at its end."""
-    tokens = await asyncio.to_thread(_load, options)
+async def running(spec: EngineSpec, options: EngineOptions, tokens: EngineTokens | None = None) -> AsyncIterator[RunningEngine]:
+    """Run an engine in this event loop for as long as the block lasts. What fails meanwhile is raised at its end.
+
+    ``tokens``: None loads what the options name.
+    """
+    tokens = tokens or await asyncio.to_thread(load_tokens, options)
     capacity = (spec.gpu_blocks - 1) * spec.block_size_tokens
     if options.max_model_len is not None and options.max_model_len > capacity:
         problem = f"{options.max_model_len} tokens do not fit into {spec.gpu_blocks} blocks of {spec.block_size_tokens}"
@@ -172,7 +179,8 @@ async def _kept(live: LiveEngine) -> AsyncIterator[asyncio.Task[None]]:
             await task
 
 
-def _load(options: EngineOptions) -> EngineTokens:
+def load_tokens(options: EngineOptions) -> EngineTokens:
+    """Return the tokenizer that options name. Takes a second or two."""
     if options.tokenizer is not None:
         return EngineTokens(options.model, options.tokenizer, options.max_model_len)
     with packaged_tokenizer() as directory:
