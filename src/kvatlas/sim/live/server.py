@@ -122,8 +122,9 @@ async def running(spec: EngineSpec, options: EngineOptions, tokens: EngineTokens
 
     ``tokens``: None loads what the options name.
     """
-    tokens = tokens or await asyncio.to_thread(load_tokens, options)
-    capacity = (spec.gpu_blocks - 1) * spec.block_size_tokens
+    if tokens is None:
+        tokens = await asyncio.to_thread(load_tokens, options)
+    capacity = _capacity(spec)
     if options.max_model_len is not None and options.max_model_len > capacity:
         problem = f"{options.max_model_len} tokens do not fit into {spec.gpu_blocks} blocks of {spec.block_size_tokens}"
         raise ConfigError("--max-model-len", problem, f"at most {capacity}, or more --gpu-blocks")
@@ -136,26 +137,7 @@ async def running(spec: EngineSpec, options: EngineOptions, tokens: EngineTokens
         stack.callback(listener.close)
         publisher = await stack.enter_async_context(EventPublisher(events, replay, topic=topic))
         assert publisher.replay_endpoint is not None
-        metrics = EngineMetrics(options.model, spec.block_size_tokens, spec.gpu_blocks)
-        live = LiveEngine(
-            ReferenceEngines(),
-            spec,
-            events=KvEvents(spec.block_size_tokens, [tier.name for tier in spec.tiers]),
-            publish=publisher.publish,
-            metrics=metrics,
-            speed=options.speed,
-        )
-        api = EngineApi(
-            live,
-            tokens,
-            EngineKeys(options.scheme, spec.block_size_tokens),
-            metrics,
-            model=options.model,
-            max_model_len=min(tokens.max_model_len, capacity),
-            output_tokens=options.output_tokens,
-            requests_max=options.requests_max,
-            sources=[EventSource(0, publisher.endpoint, publisher.replay_endpoint, topic)],
-        )
+        live, api = _made(spec, options, tokens, publisher, topic)
         runner = web.AppRunner(api.app(), access_log=None, handler_cancellation=True, shutdown_timeout=AT_ONCE_S)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -166,6 +148,38 @@ async def running(spec: EngineSpec, options: EngineOptions, tokens: EngineTokens
             f"http://{authority}", publisher.endpoint, publisher.replay_endpoint, options.pod or authority, options.model
         )
         yield RunningEngine(where, live, task, api, site)
+
+
+def _made(
+    spec: EngineSpec, options: EngineOptions, tokens: EngineTokens, publisher: EventPublisher, topic: str
+) -> tuple[LiveEngine, EngineApi]:
+    """Return an engine that publishes its events, and its API."""
+    metrics = EngineMetrics(options.model, spec.block_size_tokens, spec.gpu_blocks)
+    live = LiveEngine(
+        ReferenceEngines(),
+        spec,
+        events=KvEvents(spec.block_size_tokens, [tier.name for tier in spec.tiers]),
+        publish=publisher.publish,
+        metrics=metrics,
+        speed=options.speed,
+    )
+    api = EngineApi(
+        live,
+        tokens,
+        EngineKeys(options.scheme, spec.block_size_tokens),
+        metrics,
+        model=options.model,
+        max_model_len=min(tokens.max_model_len, _capacity(spec)),
+        output_tokens=options.output_tokens,
+        requests_max=options.requests_max,
+        sources=[EventSource(0, publisher.endpoint, publisher.replay_endpoint, topic)],
+    )
+    return live, api
+
+
+def _capacity(spec: EngineSpec) -> int:
+    """Return how many tokens a whole cache holds: one block is never used."""
+    return (spec.gpu_blocks - 1) * spec.block_size_tokens
 
 
 @asynccontextmanager
