@@ -28,6 +28,9 @@ def engine(
     model: Annotated[
         str, typer.Option("--model", "-m", help="The model's name, as requests have it.", metavar="NAME")
     ] = "tiny",
+    alias: Annotated[
+        list[str] | None, typer.Option(help="Another name of the model. Can be repeated.", metavar="NAME", show_default=False)
+    ] = None,
     preset: Annotated[
         str, typer.Option(help="How fast it is: `small`, or a preset of the simulator.", metavar="NAME")
     ] = "small",
@@ -88,6 +91,7 @@ def engine(
         events_port=events_port,
         replay_port=replay_port,
         model=model,
+        aliases=tuple(alias or ()),
         pod=pod,
         tokenizer=tokenizer,
         max_model_len=max_model_len,

@@ -102,8 +102,8 @@ class Screen:
                 f"First token, median: {_ms(cached)} where most of the prompt was cached, {_ms(uncached)} where hardly any was."
             )
         self.line(
-            f"Predicted before it was sent, and counted by the engine: {tally.exact} of {compared} exactly equal ({exact:.1%});"
-            " in the others another request changed the cache in between, or its engine had told nothing yet."
+            f"Predicted from events before it was sent, and counted by the engine: {tally.exact} of {compared} exactly equal"
+            f" ({exact:.1%}); the other {len(tally.answered) - compared} went where nothing had been published yet."
         )
         if not all(engine.alive for engine in engines):
             self.line(

@@ -69,7 +69,7 @@ class Tally:
 
     @property
     def compared(self) -> list[Sent]:
-        """Those of which the router said beforehand what would be cached."""
+        """Those of which the router had read in events what would be cached."""
         return [one for one in self.answered if one.predicted_tokens is not None]
 
     @property

@@ -38,7 +38,7 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
     """As the engine told."""
     ttft_s: float = 0.0
     predicted_tokens: int | None = None
-    """What the router said before it was sent; None: nothing that could be compared."""
+    """What the router read in events before it was sent; None: its engine had published nothing yet, or was not asked."""
     moved: bool = False
     """The router sent it to another engine, because the first one did not answer."""
     cut: int = 0
@@ -130,12 +130,19 @@ class Traffic:
                 break
             await asyncio.sleep(0.01)
         moved = decision["outcome"].get("sent_to_instead", [])
+        told = not moved and _matched_by(decision) == "events"
         return msgspec.structs.replace(
             sent,
             engine=(moved or [decision["endpoint"]])[-1].rpartition("/")[2],
             moved=bool(moved),
-            predicted_tokens=None if moved else decision["predicted_cached_tokens"],
+            predicted_tokens=decision["predicted_cached_tokens"] if told else None,
         )
+
+
+def _matched_by(decision: dict[str, Any]) -> str:
+    """Return how the router knew what the engine that it picked held."""
+    (picked,) = (one for profile in decision["profiles"] for one in profile["candidates"] if one["picked"])
+    return str(picked["match"]["matched_by"])
 
 
 def _read(event: dict[str, Any], found: dict[str, Any], after_s: float) -> None:

@@ -45,7 +45,10 @@ class EventSource(msgspec.Struct, frozen=True):
 
 
 class EngineApi:
-    """Routes to one engine. ``output_tokens``: a chat's where it does not say. ``requests_max``: beyond it, 503."""
+    """Routes to one engine.
+
+    ``models``: its model's names. ``output_tokens``: a chat's where it does not say. ``requests_max``: beyond it, 503.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class EngineApi:
         keys: EngineKeys,
         metrics: EngineMetrics,
         *,
-        model: str,
+        models: Sequence[str],
         max_model_len: int,
         output_tokens: int,
         requests_max: int,
@@ -64,7 +67,8 @@ class EngineApi:
         self._tokens = tokens
         self._keys = keys
         self._metrics = metrics
-        self._model = model
+        self._models = models
+        self._model = models[0]
         self._max_model_len = max_model_len
         self._output_tokens = output_tokens
         self._requests_max = requests_max
@@ -86,7 +90,7 @@ class EngineApi:
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_post("/detokenize", self._detokenize)
         app.router.add_post("/reset_prefix_cache", self._reset)
-        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models", self._list)
         app.router.add_get("/metrics", self._page)
         app.router.add_get("/health", self._health)
         app.router.add_get("/version", self._version)
@@ -188,9 +192,10 @@ class EngineApi:
             status=500, body=failure(500, "requests run; try again later", "InternalServerError"), content_type=JSON
         )
 
-    async def _models(self, _request: web.Request) -> web.Response:
-        model = {"id": self._model, "object": "model", "created": 0, "owned_by": "kvatlas", "root": self._model}
-        return _answered({"object": "list", "data": [{**model, "max_model_len": self._max_model_len}]})
+    async def _list(self, _request: web.Request) -> web.Response:
+        shared = {"object": "model", "created": 0, "owned_by": "kvatlas", "root": self._model}
+        listed = [{"id": name, **shared, "max_model_len": self._max_model_len} for name in self._models]
+        return _answered({"object": "list", "data": listed})
 
     async def _page(self, _request: web.Request) -> web.Response:
         body = self._metrics.page(lambda: self._engine.state)
@@ -206,7 +211,7 @@ class EngineApi:
         return _answered(self._sources)
 
     def _check_model(self, asked: Asked) -> None:
-        if asked.model not in {None, self._model}:
+        if asked.model is not None and asked.model not in self._models:
             raise _NoModelError("model", f"{asked.model!r:.100} does not exist", f"ask for {self._model!r}")
 
 

@@ -39,6 +39,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     events_port: int = 0
     replay_port: int = 0
     model: str = DEFAULT_MODEL
+    aliases: tuple[str, ...] = ()
+    """Other names of the model that requests may have."""
     pod: str | None = None
     """Its name in its events; None: its address."""
     tokenizer: Path | None = None
@@ -168,7 +170,7 @@ def _made(
         tokens,
         EngineKeys(options.scheme, spec.block_size_tokens),
         metrics,
-        model=options.model,
+        models=(options.model, *options.aliases),
         max_model_len=min(tokens.max_model_len, _capacity(spec)),
         output_tokens=options.output_tokens,
         requests_max=options.requests_max,
