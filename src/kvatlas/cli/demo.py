@@ -15,7 +15,7 @@ def demo(
         int | None, typer.Option(min=20, help="How many requests, instead of a time.", metavar="COUNT", show_default=False)
     ] = None,
     users: Annotated[int, typer.Option(min=1, max=256, help="Users that chat at the same time.", metavar="COUNT")] = 8,
-    chaos: Annotated[bool, typer.Option(help="Kill an engine at a third of the run, add one at two thirds.")] = True,
+    no_chaos: Annotated[bool, typer.Option("--no-chaos", help="Kill no engine, and add none.")] = False,
     stay: Annotated[bool, typer.Option("--stay", help="Go on until Ctrl-C.")] = False,
     seed: Annotated[int, typer.Option(help="Of the users.", metavar="NUMBER")] = 1,
 ) -> None:
@@ -34,6 +34,8 @@ def demo(
     from kvatlas.demo.course import DemoOptions, run
     from kvatlas.demo.screen import Screen
 
-    options = DemoOptions(engines=engines, users=users, seconds=seconds, requests=requests, chaos=chaos, stay=stay, seed=seed)
+    options = DemoOptions(
+        engines=engines, users=users, seconds=seconds, requests=requests, chaos=not no_chaos, stay=stay, seed=seed
+    )
     if not asyncio.run(run(options, Screen())):
         raise typer.Exit(1)
