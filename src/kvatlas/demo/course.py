@@ -92,7 +92,9 @@ class _Course:
         with self._signals(), pressed({"k": self._kill, "a": self._join, "q": self._stop.set}), self._screen.live() as show:
             users = asyncio.create_task(traffic.run(self._options.users))
             try:
-                await self._watch(users, lambda: show(self.tally, self._fleet.engines, self._progress))
+                await self._watch(
+                    users, lambda: show(self.tally, self._fleet.engines, None if self._options.stay else self._progress)
+                )
                 traffic.end()
                 await users
             finally:

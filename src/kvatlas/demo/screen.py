@@ -20,7 +20,8 @@ from kvatlas.index.choice import describe_core
 LINE_EVERY_S = 5.0
 WIDTH_MAX = 110
 
-Show = Callable[[Tally, Sequence[Engine], float], None]
+Show = Callable[[Tally, Sequence[Engine], float | None], None]
+"""Shows sums, engines, and how much of the run is over; None: it has no end."""
 
 
 class Screen:
@@ -80,7 +81,7 @@ class Screen:
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             yield lambda tally, engines, progress: live.update(_status(tally, engines, progress), refresh=True)
 
-    def _show_line(self, tally: Tally, _engines: Sequence[Engine], _progress: float) -> None:
+    def _show_line(self, tally: Tally, _engines: Sequence[Engine], _progress: float | None) -> None:
         if time.monotonic() - self._line_s >= LINE_EVERY_S:
             self._line_s = time.monotonic()
             self.line(f"         {_figures(tally)}")
@@ -120,8 +121,9 @@ class Screen:
             self.line(f"\n[bold red]NOT AS PROMISED[/]: no request may fail, and {EXACT_MIN:.0%} of predictions must be exact.")
 
 
-def _status(tally: Tally, engines: Sequence[Engine], progress: float) -> Group:
-    return Group(_engines_table(tally, engines), Text(f"{_figures(tally)}   {min(1.0, progress):.0%} of the run"))
+def _status(tally: Tally, engines: Sequence[Engine], progress: float | None) -> Group:
+    over = "" if progress is None else f"   {min(1.0, progress):.0%} of the run"
+    return Group(_engines_table(tally, engines), Text(f"{_figures(tally)}{over}"))
 
 
 def _figures(tally: Tally) -> str:

@@ -9,6 +9,7 @@ import msgspec
 from kvatlas.errors import ConfigError
 from kvatlas.sim.costs import EngineCosts
 from kvatlas.sim.engines import EngineSpec
+from kvatlas.sim.presets import PRESETS
 from kvatlas.sim.spec_file import read_spec
 
 SMALL = EngineSpec(
@@ -39,4 +40,6 @@ def chosen_spec(preset: str, file: Path | None, gpu_blocks: int | None, block_si
 def _preset(name: str) -> EngineSpec:
     if name == "small":
         return SMALL
-    raise ConfigError("--preset", f"{name!r:.40} is none", "small")
+    if name not in PRESETS:
+        raise ConfigError("--preset", f"{name!r:.40} is none", ", ".join(("small", *PRESETS)))
+    return PRESETS[name].spec
