@@ -10,7 +10,7 @@ import typer
 
 def demo(
     engines: Annotated[int, typer.Option(min=2, max=32, help="Engines to begin with.", metavar="COUNT")] = 4,
-    seconds: Annotated[float, typer.Option(min=1, help="How long traffic flows.", metavar="SECONDS")] = 40.0,
+    seconds: Annotated[float, typer.Option(min=1, help="How long traffic flows.", metavar="SECONDS")] = 36.0,
     requests: Annotated[
         int | None, typer.Option(min=20, help="How many requests, instead of a time.", metavar="COUNT", show_default=False)
     ] = None,

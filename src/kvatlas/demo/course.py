@@ -24,8 +24,8 @@ from kvatlas.sim.engines import EngineSpec
 from kvatlas.sim.live.choice import SMALL
 from kvatlas.sim.live.tokens import packaged_tokenizer
 
-KILL_AT, JOIN_AT = 1 / 3, 2 / 3
-"""Of the run."""
+KILL_AT, JOIN_AT = 0.3, 0.5
+"""Of the run. An engine takes some seconds to start: it takes part in the last third."""
 TICK_S = 0.25
 ENGINES_MAX = 32
 REQUESTS_MAX = 100_000
@@ -37,11 +37,11 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     engines: int = 4
     users: int = 8
-    seconds: float = 40.0
+    seconds: float = 36.0
     requests: int | None = None
     """Instead of a time."""
     chaos: bool = True
-    """Kill an engine at a third, add one at two thirds."""
+    """Kill an engine, and add one."""
     stay: bool = False
     """Go on until Ctrl-C."""
     seed: int = 1

@@ -13,6 +13,7 @@ import httpx
 import msgspec
 
 from kvatlas.demo.fleet import MODEL, Router
+from kvatlas.demo.processes import DemoError
 from kvatlas.demo.trace import Chat
 
 PAUSE_S = 0.3
@@ -68,10 +69,14 @@ class Traffic:
         self._client = httpx.AsyncClient(timeout=REQUEST_S_MAX, trust_env=False, limits=limits)
 
     async def run(self, users: int) -> None:
-        """Send until :meth:`end`, and until what is under way then is answered."""
-        async with self._client, asyncio.TaskGroup() as tasks:
-            for _ in range(users):
-                tasks.create_task(self._user())
+        """Send until :meth:`end`, and until what is under way then is answered. DemoError where the router's API fails."""
+        async with self._client:
+            tasks = [asyncio.create_task(self._user()) for _ in range(users)]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
 
     def end(self) -> None:
         """Send nothing more."""
@@ -124,8 +129,11 @@ class Traffic:
     async def _with_decision(self, sent: Sent, request_id: str) -> Sent:
         """Add what the router said of it. It notes the end of an answer a moment after the client saw it."""
         for _ in range(DECISION_TRIES):
-            answer = await self._client.get(f"{self._router.api}/v1/decisions", params={"id": request_id})
-            decision = answer.raise_for_status().json()["decisions"][0]
+            try:
+                answer = await self._client.get(f"{self._router.api}/v1/decisions", params={"id": request_id})
+                decision = answer.raise_for_status().json()["decisions"][0]
+            except httpx.HTTPError as error:
+                raise DemoError(f"the router's API does not say what it decided: {error!r}") from error
             if decision["outcome"].get("end"):
                 break
             await asyncio.sleep(0.01)
