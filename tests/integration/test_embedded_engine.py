@@ -15,6 +15,7 @@ from kvatlas.config import Config, RendererSettings
 from kvatlas.discovery.engine_metrics import read_figures
 from kvatlas.discovery.orca import read_orca
 from kvatlas.doctor.announced import announced_blocks
+from kvatlas.errors import ConfigError
 from kvatlas.indexer import Indexer
 from kvatlas.ingest.decode.vllm import VllmDecoder
 from kvatlas.ingest.topic import parse_topic
@@ -173,6 +174,13 @@ async def test_an_engine_that_stops_ends_what_is_under_way() -> None:
         answer = await first
     assert answer.status_code == 503
     assert "stops" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("options", "says"), [({"host": "0.0.0.0"}, "--pod"), ({"max_model_len": 5000}, "--max-model-len")])  # noqa: S104
+async def test_what_cannot_work_is_refused_at_the_start(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        async with embedded(**options):
+            pass
 
 
 # -- what it tells ------------------------------------------------------------------------------------------------------

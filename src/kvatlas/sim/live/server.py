@@ -29,6 +29,7 @@ from kvatlas.sim.reference import ReferenceEngines
 
 DEFAULT_MODEL = "tiny"
 AT_ONCE_S = 0.1
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  compared with, not bound
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,12 +125,14 @@ async def running(spec: EngineSpec, options: EngineOptions, tokens: EngineTokens
 
     ``tokens``: None loads what the options name.
     """
-    if tokens is None:
-        tokens = await asyncio.to_thread(load_tokens, options)
+    if options.pod is None and options.host in EVERYWHERE:
+        raise ConfigError("--pod", f"is needed with --host {options.host}", "what events are to call this engine: IP:PORT")
     capacity = _capacity(spec)
     if options.max_model_len is not None and options.max_model_len > capacity:
         problem = f"{options.max_model_len} tokens do not fit into {spec.gpu_blocks} blocks of {spec.block_size_tokens}"
         raise ConfigError("--max-model-len", problem, f"at most {capacity}, or more --gpu-blocks")
+    if tokens is None:
+        tokens = await asyncio.to_thread(load_tokens, options)
     listener = bind("engine", options.host, options.port, listen=True)
     authority = netloc(options.host, listener.getsockname()[1])
     topic = f"kv@{options.pod or authority}@{options.model}"
