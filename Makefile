@@ -24,8 +24,8 @@ SAY_CORE := -c 'from kvatlas.index.choice import describe_core; print("core:", d
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(DEMO_VENV)/$(INSTALLED) ## Install kvatlas and show it at work on two recorded vLLM engines. DEMO_ARGS="--stay" keeps it running.
-	@$(DEMO_VENV)/bin/python -m kvatlas.demo $(DEMO_ARGS)
+demo: $(DEMO_VENV)/$(INSTALLED) ## Install kvatlas and show it at work: a fleet of engines without a GPU. DEMO_ARGS="--stay" keeps it running.
+	@$(DEMO_VENV)/bin/kvatlas demo $(DEMO_ARGS)
 
 test: $(VENV)/$(INSTALLED) ## Run the tests. TEST_ARGS="tests/unit -k keys" runs some of them.
 	@if $(CARGO_WORKS); then (set -x; cd native && cargo test --quiet --locked); \
@@ -76,7 +76,7 @@ $(DEMO_VENV)/$(INSTALLED): pyproject.toml $(NATIVE_SOURCES) \
 	@$(call check_python)
 	@echo "Installing kvatlas into $(DEMO_VENV) (once)."
 	@$(PYTHON) -m venv $(DEMO_VENV)
-	@$(DEMO_VENV)/bin/python $(PIP_INSTALL) .
+	@$(DEMO_VENV)/bin/python $(PIP_INSTALL) '.[tokens]'
 	@rm -f $(DEMO_VENV)/.installed*
 	@touch $@
 

@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from kvatlas.cli import doctor, explain, pods, record, replay, route, score, serve, simulate, tokenizer
+from kvatlas.cli import (
+    calibrate,
+    demo,
+    doctor,
+    engine,
+    explain,
+    pods,
+    record,
+    replay,
+    route,
+    score,
+    serve,
+    simulate,
+    tokenizer,
+)
 from kvatlas.cli.screen import show_error
 from kvatlas.errors import KvatlasError
 
@@ -34,8 +48,11 @@ for command in (
     simulate.simulate,
     doctor.doctor,
     tokenizer.tokenizer,
+    engine.engine,
+    demo.demo,
+    calibrate.calibrate,
 ):
-    app.command(no_args_is_help=command in (record.record, replay.replay, score.score))(command)
+    app.command(no_args_is_help=command in (record.record, replay.replay, score.score, calibrate.calibrate))(command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,35 +1,27 @@
-"""What the demo prints."""
+"""What the demo prints: tables that change in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from kvatlas.demo.captures import RecordedEngine, Recording
-from kvatlas.demo.timeline import Check, Tally
+from kvatlas.demo.fleet import MODEL, Engine, Router
+from kvatlas.demo.tally import EXACT_MIN, Tally
 from kvatlas.index.choice import describe_core
-from kvatlas.ingest.publisher import EventPublisher
 
-_WIDTH_MAX = 110
+LINE_EVERY_S = 5.0
+WIDTH_MAX = 110
 
-
-class ProgressBar:
-    """Counts answers as they come."""
-
-    def __init__(self, progress: Progress, task: int) -> None:
-        self._progress = progress
-        self._task = task
-        self._exact = 0
-
-    def add(self, check: Check) -> None:
-        self._exact += check.exact
-        self._progress.update(self._task, advance=1, exact=self._exact)  # type: ignore[arg-type]  # TaskID is an int
+Show = Callable[[Tally, Sequence[Engine], float | None], None]
+"""Shows sums, engines, and how much of the run is over; None: it has no end."""
 
 
 class Screen:
@@ -37,129 +29,124 @@ class Screen:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
-        if not self._console.is_terminal or self._console.width > _WIDTH_MAX:
-            self._console.width = _WIDTH_MAX
+        if not self._console.is_terminal or self._console.width > WIDTH_MAX:
+            self._console.width = WIDTH_MAX
+        self._line_s = 0.0
 
     def line(self, text: str = "") -> None:
         """Print a line; rich's markup is understood."""
         self._console.print(text, soft_wrap=True)
 
-    def engines(self, recordings: Sequence[Recording], publishers: Mapping[RecordedEngine, EventPublisher]) -> None:
-        """Say which engines there are."""
-        self.line("[bold]kvatlas demo[/]: two recorded vLLM 0.32 engines, a running service, and its answers checked\n")
-        self.line("Engines: publishers that replay over ZeroMQ what the real engines sent, byte for byte")
-        for recording in recordings:
-            engine, publisher = recording.engine, publishers[recording.engine]
-            self.line(
-                f"  [cyan]{engine.pod}[/]  events {publisher.endpoint}, replay {publisher.replay_endpoint}\n"
-                f"    {len(recording.frames)} event frames, {len(recording.requests)} requests; {engine.about}"
-            )
-
-    def service(self, url: str, command: Sequence[str], seconds: float) -> None:
-        """Say where the service is, what it runs on and what to try while it runs."""
-        self.line(f"\nService: [cyan]{escape(' '.join(command))}[/], up in {seconds:.1f} s")
-        self.line(f"  core      {escape(describe_core())}")
-        self.line(f"  API docs  {url}/docs")
-        self.line(f"  try it    curl -s {url}/v1/pods\n")
-
-    def killed(self, command: Sequence[str]) -> None:
-        """Say that the service is gone."""
-        self.line(f"\n[bold]kill -9[/]: the service is gone, and all it knew. Again: [cyan]{escape(' '.join(command))}[/]")
-
-    def caught_up(self, frames: int, start_s: float, replay_s: float) -> None:
-        """Say how fast a new service knew everything again."""
+    def begin(self, engines: int) -> None:
+        """Say what is about to happen."""
         self.line(
-            f"Up in {start_s:.1f} s; {replay_s:.2f} s later it had asked both engines to replay what it missed,"
-            f" and applied all {frames} frames.\n"
+            f"[bold]kvatlas demo[/]: {engines} embedded engines (no GPU, no model: words for answers) with real KV events,"
+        )
+        self.line(
+            "a router that knows from them who holds which prefix, and users with chats of a real trace. Starting them ..."
         )
 
-    @contextmanager
-    def progress(self, text: str, total: int) -> Iterator[ProgressBar]:
-        """Show how far the questions are."""
-        columns = (
-            TextColumn(text),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[exact]} exact"),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=self._console) as progress:
-            yield ProgressBar(progress, progress.add_task("", total=total, exact=0))
+    def up(self, router: Router, engines: Sequence[Engine], dashboard: str | None, took_s: float, *, stay: bool) -> None:
+        """Say where everything is, and what can be tried."""
+        chat = f'{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "Where is my flight?"}}]}}'
+        self.line(f"Up in {took_s:.1f} s; core: {escape(describe_core())}\n")
+        if dashboard is not None:
+            self.line(f"  dashboard  {dashboard}")
+        self.line(f"  router     {router.proxy}  (OpenAI's API; decisions and metrics: {router.api})")
+        for engine in engines:
+            self.line(f"  {engine.name}   {engine.started.url}  events {engine.started.events}")
+        curl = f"curl -s {router.proxy}/v1/chat/completions -d '{chat}'"
+        self.line(f"  try it     {escape(curl)}")
+        self.line(f"  and then   kvatlas explain --url {router.api}\n")
+        if self._console.is_terminal:
+            self.line(f"  keys       k kills an engine, a adds one, q ends{'' if stay else ' early'}\n")
 
-    def samples(self, rows: Sequence[Check], total: int) -> None:
-        """Show single predictions beside the engine's own figures."""
-        shown = _table(f"Predicted and true cached tokens: {len(rows)} of {total} requests")
-        shown.add_column("request")
-        for name in ("prompt", "predicted", "engine's own"):
-            shown.add_column(name, justify="right")
-        shown.add_column("")
-        for check in rows:
-            verdict = "[green]exact[/]" if check.exact else _odd(check)
-            shown.add_row(
-                check.engine.pod,
-                check.request.tag + (" salted" if check.request.cache_salt else ""),
-                str(len(check.request.token_ids)),
-                str(check.predicted),
-                str(check.request.cached_tokens),
-                verdict,
-            )
+    def killed(self, engine: Engine, at_s: float) -> None:
+        """Say that an engine is gone."""
+        self.line(f"[bold]{at_s:5.1f} s  kill -9 {engine.name}[/] (pid {engine.process.pid}): nobody told the router")
+
+    def joined(self, engine: Engine, at_s: float, took_s: float) -> None:
+        """Say that there is a new engine."""
+        self.line(
+            f"[bold]{at_s:5.1f} s  {engine.name} joins[/], with an empty cache; {took_s:.1f} s later the router sends to it"
+        )
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[Show]:
+        """Show figures as long as the block lasts: call what it gives with them every now and then."""
+        if not self._console.is_terminal:
+            self._line_s = time.monotonic()
+            yield self._show_line
+            return
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
+            yield lambda tally, engines, progress: live.update(_status(tally, engines, progress), refresh=True)
+
+    def _show_line(self, tally: Tally, _engines: Sequence[Engine], _progress: float | None) -> None:
+        if time.monotonic() - self._line_s >= LINE_EVERY_S:
+            self._line_s = time.monotonic()
+            self.line(f"         {_figures(tally)}")
+
+    def summary(self, tally: Tally, engines: Sequence[Engine]) -> None:
+        """Say what came of it."""
         self.line()
-        self._console.print(shown)
-
-    def totals(self, rows: Sequence[Tally]) -> None:
-        """Show the sums by engine."""
-        shown = _table("All requests")
-        for name in ("requests", "exact", "after reset", "wrong", "tokens", "from cache"):
-            shown.add_column(name, justify="right")
-        for row in rows:
-            share = row.cached_tokens / row.prompt_tokens if row.prompt_tokens else 0.0
-            shown.add_row(
-                row.engine.pod,
-                str(row.requests),
-                str(row.exact),
-                str(row.after_reset),
-                f"[red]{row.wrong}[/]" if row.wrong else "0",
-                f"{row.prompt_tokens:,}",
-                f"{row.cached_tokens:,} ({share:.0%})",
-            )
-        self._console.print(shown)
-
-    def verdict(self, rows: Sequence[Tally], answer_ms: float) -> None:
-        """Say what the sums mean."""
-        requests, exact, after_reset, wrong = (
-            sum(counts) for counts in zip(*((row.requests, row.exact, row.after_reset, row.wrong) for row in rows), strict=True)
-        )
-        saved = sum(row.cached_tokens for row in rows)
-        mark = "[bold red]NOT AS PROMISED[/]" if wrong else "[bold green]As promised[/]"
-        self.line(f"\n{mark}: {exact} of {requests} predictions are exactly what the engine then reported as cached_tokens.")
-        self.line(f"The engines did not compute {saved:,} prompt tokens again; the index knew beforehand which.")
-        self.line(f"An answer over HTTP took {answer_ms:.1f} ms (median).")
-        if after_reset:
-            self.line(f"Not exact: {after_reset} (the first request after a cache reset). vLLM publishes a reset with its next")
-            self.line("step, so when that request comes nobody outside can know of it. All later ones are exact again.")
-        if wrong:
-            self.line(f"[red]{wrong} predictions are wrong and should not be: please report this with the table above.[/]")
-
-    def try_it(self, url: str, model: str, token_ids: Sequence[int]) -> None:
-        """Say what can be asked now."""
-        body = f'{{"model": "{model}", "token_ids": [{", ".join(map(str, token_ids))}]}}'
+        self._console.print(_engines_table(tally, engines))
+        compared = len(tally.compared)
+        exact = tally.exact / max(1, compared)
+        cached, uncached = (tally.ttft_s(cached=cached) for cached in (True, False))
+        self.line(f"{len(tally.answered)} requests answered, {len(tally.failed)} failed.")
         self.line(
-            f"\nStill running; API docs {url}/docs. Who holds the first {len(token_ids)} tokens of {model}'s last prompt?\n"
+            f"Cached: {tally.hit_ratio:.1%} of {tally.prompt_tokens:,} prompt tokens;"
+            f" in turns (round robin) it would have been {tally.in_turns_ratio:.1%}."
         )
-        self.line(escape(f"curl -s {url}/v1/score -d '{body}'"))
-        self.line("\nCtrl-C ends it.")
+        if cached is not None and uncached is not None:
+            self.line(
+                f"First token, median: {_ms(cached)} where most of the prompt was cached, {_ms(uncached)} where hardly any was."
+            )
+        self.line(
+            f"Predicted from events before it was sent, and counted by the engine: {tally.exact} of {compared} exactly equal"
+            f" ({exact:.1%}); the other {len(tally.answered) - compared} went where nothing had been published yet."
+        )
+        if not all(engine.alive for engine in engines):
+            self.line(
+                f"The kill: {tally.cut} answers under way broke off and were asked for again by their users;"
+                f" {tally.moved} requests found nobody there, and the router sent them elsewhere."
+            )
+        for one in tally.failed[:5]:
+            self.line(f"[red]failed[/]: {escape(one.problem or '')}")
+        if tally.holds:
+            self.line(
+                f"\n[bold green]As promised[/]: no request failed, and {EXACT_MIN:.0%} of predictions or more were exact."
+            )
+        else:
+            self.line(f"\n[bold red]NOT AS PROMISED[/]: no request may fail, and {EXACT_MIN:.0%} of predictions must be exact.")
 
-    def ended(self) -> None:
-        """Say how to see more."""
-        self.line('\nEngines and service have ended. To ask them yourself: make demo DEMO_ARGS="--stay"')
+
+def _status(tally: Tally, engines: Sequence[Engine], progress: float | None) -> Group:
+    over = "" if progress is None else f"   {min(1.0, progress):.0%} of the run"
+    return Group(_engines_table(tally, engines), Text(f"{_figures(tally)}{over}"))
 
 
-def _table(title: str) -> Table:
-    """Return a table that fits into 80 columns; its first column is the engine."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("engine", no_wrap=True)
-    return table
+def _figures(tally: Tally) -> str:
+    cached, uncached = (tally.ttft_s(cached=cached) for cached in (True, False))
+    return (
+        f"{len(tally.sent)} requests, {len(tally.failed)} failed; cached {tally.hit_ratio:.0%}"
+        f" (in turns {tally.in_turns_ratio:.0%}); first token {_ms(cached)} cached, {_ms(uncached)} not;"
+        f" predictions {tally.exact}/{len(tally.compared)} exact"
+    )
 
 
-def _odd(check: Check) -> str:
-    return "[yellow]after a reset[/]" if check.holds else "[red]wrong[/]"
+def _engines_table(tally: Tally, engines: Sequence[Engine]) -> Table:
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made.add_column("engine", no_wrap=True)
+    for name in ("requests", "cached", "first token"):
+        made.add_column(name, justify="right")
+    made.add_column("")
+    for engine in engines:
+        one = tally.engine(engine.name)
+        state = "" if engine.alive else "[red]killed[/]"
+        made.add_row(one.name, str(one.requests), f"{one.hit_ratio:.0%}", _ms(one.ttft_s), state)
+    return made
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.0f} ms"

@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
-from kvatlas.sim.policies import POLICIES
-from kvatlas.sim.presets import PRESETS
 from rich.console import Console
 
 from kvatlas.cli.simulate_list import POLICY_LINES, parameters
 from kvatlas.cli.simulate_run import PRESET, ask
 from kvatlas.cli.simulate_tables import tables
 from kvatlas.errors import ConfigError, KvatlasError, RequestError
+from kvatlas.sim.policies import POLICIES
+from kvatlas.sim.presets import PRESETS
 from kvatlas.sim.results import RunResult
 from kvatlas.sim.sweep import Axis, Question
 from kvatlas.sim.workloads.catalog import KINDS

@@ -13,7 +13,7 @@ import logging
 import os
 import warnings
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
@@ -74,6 +74,15 @@ class HuggingFaceText:
             with contextlib.suppress(ValueError):
                 return array("I", self.native.ids(text))
         return array("I", _encoded(self._backend.encode_batch_fast, text).ids)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens there are; their ids are below it."""
+        return int(self._backend.get_vocab_size())
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return tokens as text, special ones as their marks. Ids that the vocabulary does not have are left out."""
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=False))
 
 
 class HuggingFaceTokenizer:
