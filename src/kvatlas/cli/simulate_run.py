@@ -17,6 +17,7 @@ from kvatlas.cli.screen import screen, show_json, show_table
 from kvatlas.cli.simulate_tables import tables
 from kvatlas.config.layers import parse_yaml
 from kvatlas.errors import RequestError
+from kvatlas.index.choice import describe_core, why_no_native
 from kvatlas.route.parameters import read_parameters, unknown_name
 from kvatlas.route.picker_config import load_config
 from kvatlas.sim.batch import Outcome, outcomes
@@ -99,6 +100,9 @@ def show(question: Question, *, jobs: int | None, as_json: bool, report: Path | 
     asked = plans(question)
     if report is not None:
         check(report)
+    errors = screen(stderr=True)
+    if why_no_native() is not None:
+        errors.print(f"slower than it could be: {describe_core()}", style="yellow", soft_wrap=True)
     found, stopped = _outcomes(asked, jobs or os.cpu_count() or 1)
     found.sort(key=lambda outcome: asked.index(outcome.plan))
     done = [(outcome.plan, outcome.result) for outcome in found if outcome.result is not None]
@@ -109,7 +113,6 @@ def show(question: Question, *, jobs: int | None, as_json: bool, report: Path | 
         show_json({"summary": {"command": _command(), "runs": len(asked), "finished": len(done), "problems": problems}})
     elif done:
         show_table(lambda width: tables([result for _, result in done], width))
-    errors = screen(stderr=True)
     for problem in problems:
         errors.print(f"failed: {problem}", style="bold red", soft_wrap=True)
     if stopped:
