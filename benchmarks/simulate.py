@@ -1,8 +1,8 @@
 """How fast the fleet simulator is, and how much memory it needs; ``--ladder``: llm-d's benchmark beside its published figures.
 
 Speed: virtual seconds per CPU second of 8 engines, each policy in a process of its own. Memory: what a run of many requests
-holds at its peak, over a run of few: the trace is read as it goes, and nothing is kept of requests that are answered. What grows
-at first are the index and the routing history, which are full some time after the engines' caches are.
+holds at its peak, over a run of few: the trace is read as it goes, and nothing is kept of requests that are answered. What
+grows at first are the index and the routing history, which are full some time after the engines' caches are.
 """
 
 from __future__ import annotations

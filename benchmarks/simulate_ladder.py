@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from kvatlas.sim.presets import PRESETS
 
 from benchmarks.result import Result, against
 from kvatlas.sim.batch import outcomes
 from kvatlas.sim.comparison import throughput
 from kvatlas.sim.plan import Plan
+from kvatlas.sim.presets import PRESETS
 from kvatlas.sim.results import PhaseResult, RunResult
 from kvatlas.sim.workloads.catalog import choose
 from kvatlas.sim.workloads.shared_prefix import WARM_UP
