@@ -225,7 +225,7 @@ class _Fleet:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def _arrive(self, arrival: Arrival) -> None:
-        self._tally.arrives(self._now_s)
+        self._tally.arrives(self._now_s, arrival.phase)
         keys = self._chains[self._size].keys(arrival.tokens, arrival.session)
         request = Request(next(self._ids), arrival, self._now_s, keys, arrival.prompt_tokens // self._size)
         self._requests[request.id] = request

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvatlas.sim.engines import EngineSpec, EngineState
 from kvatlas.sim.request import Request
-from kvatlas.sim.results import EngineResult, Moment, RunResult
+from kvatlas.sim.results import EngineResult, Moment, PhaseResult, RunResult
 from kvatlas.sim.spreads import SpreadCounter
 
 MOMENTS_MAX = 120
@@ -97,6 +97,43 @@ class _EngineTally:
         )
 
 
+class _PhaseTally:
+    """The requests of one part of the workload."""
+
+    __slots__ = ("arrived", "cached", "finished", "first_s", "last_s", "output", "prompt", "tpot", "ttft")
+
+    def __init__(self, at_s: float) -> None:
+        self.first_s = self.last_s = at_s
+        self.arrived = self.finished = self.prompt = self.cached = self.output = 0
+        self.ttft, self.tpot = SpreadCounter(), SpreadCounter()
+
+    def answered(self, request: Request, at_s: float) -> None:
+        assert request.first_token_s is not None
+        output = request.arrival.output_tokens
+        self.last_s = at_s
+        self.finished += 1
+        self.prompt += request.arrival.prompt_tokens
+        self.cached += request.cached_tokens
+        self.output += output
+        self.ttft.add(request.first_token_s - request.arrived_s)
+        if output > 1:
+            self.tpot.add((at_s - request.first_token_s) / (output - 1))
+
+    def result(self, name: str) -> PhaseResult:
+        return PhaseResult(
+            name=name,
+            from_s=self.first_s,
+            duration_s=self.last_s - self.first_s,
+            arrived=self.arrived,
+            finished=self.finished,
+            prompt_tokens=self.prompt,
+            cached_tokens=self.cached,
+            output_tokens=self.output,
+            ttft=self.ttft.spread(),
+            tpot=self.tpot.spread(),
+        )
+
+
 class Tally:
     """Counts. Prompts, their cached tokens and all times are those of requests that were answered to their end."""
 
@@ -106,18 +143,23 @@ class Tally:
         self.ttft, self.tpot, self.e2e, self.queue = SpreadCounter(), SpreadCounter(), SpreadCounter(), SpreadCounter()
         self._timeline = _Timeline()
         self._engines: list[_EngineTally] = []
+        self._phases: dict[str, _PhaseTally] = {}
         self._first_s: float | None = None
         self._last_s = 0.0
 
     def engine_joined(self) -> None:
         self._engines.append(_EngineTally())
 
-    def arrives(self, at_s: float) -> None:
+    def arrives(self, at_s: float, phase: str) -> None:
         if self._first_s is None:
             self._first_s = self._last_s = at_s
         self.arrived += 1
         self._timeline.reach(at_s)
         self._timeline.now.arrived += 1
+        if phase:
+            if phase not in self._phases:
+                self._phases[phase] = _PhaseTally(at_s)
+            self._phases[phase].arrived += 1
 
     def first_token(self, request: Request, at_s: float) -> None:
         self._timeline.reach(at_s)
@@ -148,6 +190,8 @@ class Tally:
         part.prompt += prompt
         part.cached += cached
         part.output += output
+        if request.arrival.phase:
+            self._phases[request.arrival.phase].answered(request, at_s)
         engine = self._engines[request.engine]
         engine.requests += 1
         engine.prompt += prompt
@@ -201,5 +245,6 @@ class Tally:
             e2e=self.e2e.spread(),
             queue=self.queue.spread(),
             moments=self._timeline.moments(),
+            phases=tuple(phase.result(name) for name, phase in self._phases.items()),
             notes=tuple(notes),
         )
