@@ -60,7 +60,7 @@ class DashboardRoutes:
 
     async def home(self) -> Response:
         """Lead to the page."""
-        return RedirectResponse(PAGE, status_code=307)
+        return RedirectResponse(PAGE.removeprefix("/"), status_code=307)  # relative: there may be a proxy in front
 
     async def file(self, request: Request) -> Response:
         """Return one of the page's files."""

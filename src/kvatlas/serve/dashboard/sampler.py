@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
@@ -21,7 +22,7 @@ from kvatlas.results import PodStatus
 from kvatlas.route.endpoint import EndpointName
 from kvatlas.route.log import Logged
 from kvatlas.route.router import Router
-from kvatlas.serve.dashboard.history import STEP_S, History, HistoryShown, Increase, quantile
+from kvatlas.serve.dashboard.history import STEP_S, WINDOW_S, History, HistoryShown, Increase, quantile
 from kvatlas.serve.dashboard.prefixes import HotPrefixes, Prefix
 from kvatlas.serve.dashboard.problems import SinceWhen, problems_of
 from kvatlas.serve.dashboard.rows import RouterView, rows_of, totals_of
@@ -48,6 +49,8 @@ DECISIONS_SHOWN = 12
 CANDIDATES_SHOWN = 5
 PREFIXES_SHOWN = 40
 HOLDERS_SHOWN = 6
+TTFTS_KEPT = 50
+"""Of each step, for what is told of the last five minutes."""
 LOOKUPS_MAX = 8
 """Prefixes whose holders are asked for at one look; with 500 holders each, that takes a few milliseconds."""
 
@@ -95,7 +98,7 @@ class Sampler:
         self._before = Totals()
         self._increase = Increase()
         self._since = SinceWhen()
-        self._ttfts_s: list[float] = []
+        self._ttfts_s: deque[list[float]] = deque(maxlen=round(WINDOW_S / STEP_S))
         self._folded_s = self._asked_s = clock() - VIEWER_S
         self._looking = asyncio.Lock()
         self._sample: Sample | None = None
@@ -132,7 +135,7 @@ class Sampler:
         totals, before = self.tally.totals(), self._before
         self._before = totals
         ttfts_s = self.tally.take_ttfts_s()
-        self._ttfts_s = (self._ttfts_s + ttfts_s)[-2_000:]
+        self._ttfts_s.append(ttfts_s[-TTFTS_KEPT:])
         self._history.add(
             {
                 "requests": totals.requests - before.requests,
@@ -205,7 +208,7 @@ class Sampler:
         }
 
     def _recent(self, grown: Mapping[str, float]) -> Recent:
-        ttfts_s = self._ttfts_s
+        ttfts_s = [ttft_s for step in list(self._ttfts_s) for ttft_s in step]
         return Recent(
             seconds=round(self._increase.seconds, 1),
             requests=grown["requests"],
