@@ -136,7 +136,6 @@ class Page:
             "key": key,
             "code": "Space" if key == " " else key,
             "windowsVirtualKeyCode": KEYS[key],
-            "modifiers": 8 * shift,
         }
         written = {"text": texts[key]} if key in texts else {}
         await self.call("Input.dispatchKeyEvent", type="keyDown" if written else "rawKeyDown", **common, **written)
