@@ -21,6 +21,8 @@ class RouterView(msgspec.Struct, frozen=True):
     candidates: Sequence[Candidate]
     health: Callable[[EndpointName], str]
     sent: Mapping[str, int]
+    names: StreamNames
+    """Which streams may be an endpoint's."""
     now_s: float
     """On the router's clock."""
 
@@ -30,10 +32,8 @@ def rows_of(pods: Sequence[PodStatus], lags_s: Mapping[str, float], router: Rout
     streams = {Stream(pod.pod, pod.dp_rank): pod for pod in pods}
     rows = []
     if router is not None:
-        names = StreamNames()
-        names.pool_changed([one.endpoint for one in router.candidates])
         for candidate in router.candidates:
-            known = next((stream for stream in names.of(candidate.endpoint) if stream in streams), None)
+            known = next((stream for stream in router.names.of(candidate.endpoint) if stream in streams), None)
             pod = None if known is None else streams.pop(known)
             rows.append(_endpoint_row(candidate, pod, lags_s, router))
     rows += [_stream_row(str(stream), pod, lags_s) for stream, pod in streams.items()]

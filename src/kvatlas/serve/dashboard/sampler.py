@@ -19,8 +19,9 @@ from kvatlas.index.choice import why_no_native
 from kvatlas.indexer import Indexer
 from kvatlas.observe.logs import get_logger
 from kvatlas.results import PodStatus
-from kvatlas.route.endpoint import EndpointName
+from kvatlas.route.endpoint import Endpoint, EndpointName
 from kvatlas.route.log import Logged
+from kvatlas.route.prefix.streams import StreamNames
 from kvatlas.route.router import Router
 from kvatlas.serve.dashboard.history import STEP_S, WINDOW_S, History, HistoryShown, Increase, quantile
 from kvatlas.serve.dashboard.prefixes import HotPrefixes, Prefix
@@ -51,6 +52,8 @@ PREFIXES_SHOWN = 40
 HOLDERS_SHOWN = 6
 TTFTS_KEPT = 50
 """Of each step, for what is told of the last five minutes."""
+PAUSE_S = 0.0005
+"""Between the parts of a look, each of which takes up to 3 ms with 500 engines."""
 LOOKUPS_MAX = 8
 """Prefixes whose holders are asked for at one look; with 500 holders each, that takes a few milliseconds."""
 
@@ -94,6 +97,8 @@ class Sampler:
             router.watch(self.tally)
         self._service = _service(indexer, worker, routed=router is not None)
         self._limits = Limits(indexer.config.index.max_size, indexer.config.index.max_bytes, indexer.config.ingest.queue_frames)
+        self._pool: list[Endpoint] = []
+        self._names = StreamNames()
         self._history = History()
         self._before = Totals()
         self._increase = Increase()
@@ -158,7 +163,9 @@ class Sampler:
     def _collect(self, number: int, logged: Sequence[Logged]) -> Sample:
         now_s, indexer = self._clock(), self._indexer
         pods, stats = indexer.pods(), indexer.stats()
+        _let_others()
         rows = rows_of(pods, indexer.metrics.lags_s(), self._router_view(now_s))
+        _let_others()
         self._prefixes.fold(now_s - self._folded_s)
         self._folded_s = now_s
         grown = self._increase.look(now_s, self._counters(pods, stats))
@@ -173,6 +180,12 @@ class Sampler:
             limits=self._limits,
             grown=grown,
         )
+        _let_others()
+        prefixes = self._holders.shown(self._prefixes.top(PREFIXES_SHOWN))
+        decisions = []
+        for one in logged:
+            _let_others()
+            decisions.append(shown(one, CANDIDATES_SHOWN))
         fleet = FleetShown(
             at_s=round(self._wall(), 3),
             service=self._service,
@@ -182,8 +195,8 @@ class Sampler:
             limits=self._limits,
             recent=self._recent(grown),
             problems=self._since.dated(problems_of(facts), self._wall()),
-            prefixes=self._holders.shown(self._prefixes.top(PREFIXES_SHOWN)),
-            decisions=tuple(shown(one, CANDIDATES_SHOWN) for one in logged),
+            prefixes=prefixes,
+            decisions=tuple(decisions),
         )
         return Sample(number, fleet, msgspec.json.encode(fleet), rows)
 
@@ -191,9 +204,13 @@ class Sampler:
         if self._router is None:
             return None
         candidates = self._router.candidates()
+        pool = [one.endpoint for one in candidates]
+        if pool != self._pool:
+            self._pool = pool
+            self._names.pool_changed(pool)
         sent = self.tally.sent()
         self.tally.forget(list(sent.keys() - {one.name for one in candidates}))
-        return RouterView(candidates, self._health, sent, now_s)
+        return RouterView(candidates, self._health, sent, self._names, now_s)
 
     def _counters(self, pods: Sequence[PodStatus], stats: IndexStats) -> Mapping[str, float]:
         """Return what problems are told from by how it grows."""
@@ -260,6 +277,11 @@ class Holders:
             holders=holders,
             holders_count=count,
         )
+
+
+def _let_others() -> None:
+    """Let a request's thread run, which would have to wait for the interpreter's lock (5 ms) else."""
+    time.sleep(PAUSE_S)
 
 
 def _service(indexer: Indexer, worker: Worker | None, *, routed: bool) -> ServiceShown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -211,7 +211,11 @@ def _profile(run: ProfileRun, decision: Decision, candidates_max: int | None) ->
         return name not in picked, -round(run.totals[position], 6), name
 
     count = len(run.candidates)
-    best = sorted(range(count), key=rank) if candidates_max is None else heapq.nsmallest(candidates_max, range(count), key=rank)
+    places: Iterable[int] = range(count)
+    if candidates_max is not None:
+        places = heapq.nlargest(candidates_max, places, key=run.totals.__getitem__)
+        places = {*places, *(run.candidates.index(one) for one in run.picked if one in run.candidates)}
+    best = sorted(places, key=rank)[:candidates_max]
     rows = []
     for position in best:
         candidate = run.candidates[position]

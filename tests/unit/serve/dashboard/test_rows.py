@@ -6,6 +6,7 @@ from kvatlas.discovery.endpoints import pool_from_urls
 from kvatlas.results import PodStatus
 from kvatlas.route.cycle import Candidate
 from kvatlas.route.load import EngineReport, InFlight, Load
+from kvatlas.route.prefix.streams import StreamNames
 from kvatlas.serve.dashboard.rows import RouterView, rows_of, totals_of
 from kvatlas.types import DpRank, PodId, StaleReason
 
@@ -22,7 +23,9 @@ def pod(name: str, blocks: int = 0, stale: StaleReason | None = None) -> PodStat
 
 
 def router(*candidates: Candidate) -> RouterView:
-    return RouterView(candidates, lambda _name: "healthy", {A.name: 7}, now_s=100.0)
+    names = StreamNames()
+    names.pool_changed([one.endpoint for one in candidates])
+    return RouterView(candidates, lambda _name: "healthy", {A.name: 7}, names, now_s=100.0)
 
 
 def test_without_a_router_streams_are_rows() -> None:
