@@ -24,14 +24,17 @@ from tests.models.http_engine import HttpEngine, engine
 IMAGES = Path(__file__).parent / "images"
 TINY = DATA / "tinymodel"
 ENGINES = 6
-SECONDS = 75
+SECONDS = 45
 """Of traffic, before the pictures are taken."""
-USERS = 8
+USERS = 14
 COMPANY = "You work for an airline that flies to every town with more than a hundred inhabitants, and never loses a bag. " * 8
 ROLES = (
     "You book flights, and ask for what is missing before you book. " * 10,
     "You answer complaints, kindly, and never promise money. " * 8,
     "You write code in Rust for the booking system, with tests. " * 12,
+    "You translate what passengers say into the language of the crew. " * 9,
+    "You plan crews and their rest, and show the rule for each change. " * 9,
+    "You sum up reports of flights for people who have one minute. " * 9,
 )
 SHOWN = "document.body.dataset.shown"
 
@@ -45,7 +48,7 @@ async def fleet() -> AsyncIterator[tuple[Addresses, list[HttpEngine]]]:
                 engine(
                     tokenizer=str(TINY),
                     events=number != ENGINES - 1,
-                    prefill_tokens_per_s=6_000,
+                    prefill_tokens_per_s=4_000,
                     token_s=0.004,
                     blocks_max=700,
                     block_size=24 if number == ENGINES - 2 else 16,
@@ -76,7 +79,8 @@ async def user(addresses: Addresses, number: int) -> None:
             for turn in range(drawn.randrange(1, 5)):
                 words = " ".join(f"{drawn.randrange(10_000)}" for _ in range(drawn.randrange(10, 80)))
                 messages.append({"role": "user", "content": f"{number} {conversation} {turn}: {words}"})
-                body = {"model": "tiny", "messages": messages, "max_tokens": drawn.randrange(8, 40), "stream": True}
+                body = {"model": "tiny", "messages": messages, "max_tokens": drawn.randrange(8, 60)}
+                body |= {"stream": True, "stream_options": {"include_usage": True}}
                 answer = await http.post("/v1/chat/completions", json=body)
                 messages.append({"role": "assistant", "content": answer.text[:200]})
                 await asyncio.sleep(drawn.expovariate(2.0))
@@ -94,16 +98,15 @@ async def busy_fleet() -> None:
         users = [asyncio.create_task(user(addresses, number)) for number in range(USERS)]
         async with chromium.page(f"{addresses.http}/dashboard", 1280, 1250) as page:
             await asyncio.sleep(SECONDS)
-            publisher = engines[1].publisher
+            publisher = engines[0].publisher
             assert publisher is not None
             publisher._kept.clear()  # what a gap would be healed with
             publisher.next_seq += 3
-            await page.until("document.querySelector('#problem-cards').textContent.includes('Events were lost')")
+            await page.until("document.querySelector('#engine-table').textContent.includes('▲ stale')")
             await take(page, "light")
             await page.prefer(dark=True)
             await take(page, "dark")
             await page.prefer(dark=False)
-            await page.run("document.getElementById('decisions').scrollIntoView()")
             await page.run("document.querySelector('#decision-list details').open = true")
             await page.run("document.getElementById('pause').click()")
             await page.run("document.getElementById('ask-prompt').focus()")

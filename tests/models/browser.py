@@ -151,8 +151,9 @@ class Page:
         )
 
     async def prefer(self, *, dark: bool) -> None:
-        """Let the system prefer dark or light colors."""
+        """Let the system prefer dark or light colors, and nothing that moves."""
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        features.append({"name": "prefers-reduced-motion", "value": "reduce"})
         await self.call("Emulation.setEmulatedMedia", features=features)
 
     async def accessible(self) -> list[dict[str, Any]]:

@@ -19,13 +19,13 @@ import msgspec
 
 from kvatlas.types import BlockKey
 
-SAMPLES_MAX = 256
+SAMPLES_MAX = 128
 """Requests looked at between two folds; of more, the latest, and each counts for several."""
 CHAIN_BLOCKS_MAX = 2048
 """Of a longer prompt the beginning is looked at."""
-NODES_MAX = 2048
-KEYS_MAX = 1 << 18
-"""Block keys in the whole tree: 2 MiB, and while a box is folded in 4 MiB more."""
+NODES_MAX = 1024
+KEYS_MAX = 1 << 17
+"""Block keys in the whole tree: 1 MiB, and while a box is folded in 2 MiB more."""
 HALF_LIFE_S = 300.0
 WEIGHT_MIN = 0.05
 """A node of which less is left is dropped: a single request, after 20 minutes."""

@@ -269,14 +269,15 @@ def _gaps(facts: Facts) -> Iterator[Problem]:
             "gaps",
             "info",
             "Events went missing on their way",
-            f"{gaps:,.0f} gaps of late. Engines that are not stale were healed by a replay.",
+            f"Gaps of late: {gaps:,.0f}. Engines that are not stale were healed by a replay.",
             'raise "hwm" in the engine\'s events config, and look at the network',
             [row for row in facts.rows if row.gaps],
         )
 
 
 def _orphans(facts: Facts) -> Iterator[Problem]:
-    blind = [row for row in facts.rows if row.orphans > ORPHANS_SHARE * row.blocks > 0]
+    # of a stream that lost events they are no wonder
+    blind = [row for row in facts.rows if row.state == "fresh" and row.orphans > ORPHANS_SHARE * row.blocks > 0]
     if blind:
         yield _problem(
             "orphans",

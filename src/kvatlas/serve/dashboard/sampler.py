@@ -48,7 +48,7 @@ VIEWER_S = 15.0
 IDLE_STEPS = 5
 DECISIONS_SHOWN = 12
 CANDIDATES_SHOWN = 5
-PREFIXES_SHOWN = 40
+PREFIXES_SHOWN = 24
 HOLDERS_SHOWN = 6
 TTFTS_KEPT = 50
 """Of each step, for what is told of the last five minutes."""

@@ -215,7 +215,7 @@ function showTiles(fleet) {
     ["Requests", `${rate(recent.requests / span)}/s`, `${count(totals.running)} running, ${count(totals.waiting)} waiting`],
     ["TTFT", seconds(recent.ttft_p50_s), recent.ttft_p90_s === null ? "not measured here" : `median; 90% within ${seconds(recent.ttft_p90_s)}`],
     ["Index", `${count(index.blocks)} blocks`, `${share(index.blocks / limits.blocks_max)} of blocks, ${share(index.bytes_estimated / limits.bytes_max)} of memory allowed`],
-    ["Event lag", seconds(totals.lag_s_max), "the latest engine"],
+    ["Event lag", seconds(totals.lag_s_max), "of the slowest engine"],
   ];
   keyed(at("tiles"), tiles, (tile) => tile[0], (tile) => tile.join("|"), ([name, value, more]) =>
     h("div", {}, h("dt", { text: name }), h("dd", {}, h("div", { class: "value", text: value }), h("div", { class: "more", text: more }))));
