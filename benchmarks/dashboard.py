@@ -12,6 +12,8 @@ import multiprocessing
 import socket
 import time
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 
 import httpx
 import uvicorn
@@ -48,32 +50,36 @@ def run(*, quick: bool, place: Placement) -> list[Result]:
     blocks = 2 * CHAIN_BLOCKS if quick else 10 * CHAIN_BLOCKS
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
+    watching = context.Event()
     service = context.Process(target=_serve, args=(theirs, blocks // CHAIN_BLOCKS))
     service.start()
+    started: list[BaseProcess] = [service]
     try:
-        port = ours.recv()
-        return asyncio.run(_measure(f"http://127.0.0.1:{port}", ours, ENGINES * blocks, rounds=4 if quick else 10))
+        url = f"http://127.0.0.1:{ours.recv()}"
+        pages = context.Process(target=_pages, args=(url, watching))  # apart: what they do with answers is not the service's
+        pages.start()
+        started.append(pages)
+        return asyncio.run(_measure(url, ours, watching, ENGINES * blocks, rounds=4 if quick else 10))
     finally:
-        service.kill()
-        service.join()
+        for process in started:
+            process.kill()
+            process.join()
 
 
-async def _measure(url: str, service: Connection, entries: int, rounds: int) -> list[Result]:
+async def _measure(url: str, service: Connection, watching: Event, entries: int, rounds: int) -> list[Result]:
     of = f"{ENGINES} engines, {entries / 1e6:.1f}M blocks held"
     asked: dict[bool, list[float]] = {False: [], True: []}
     body = {"model": MODEL, "token_ids": Chain(0).tokens[:PROMPT_TOKENS].tolist(), "limit": 5}
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
         for turn in range(2 * rounds):
             watched = bool(turn % 2)
-            pages = [asyncio.create_task(_page(url)) for _ in range(PAGES * watched)]
+            (watching.set if watched else watching.clear)()
             ends_s = time.perf_counter() + 4.0
             while time.perf_counter() < ends_s:
                 began_s = time.perf_counter()
                 (await http.post("/v1/candidates", json=body)).raise_for_status()
                 asked[watched].append(time.perf_counter() - began_s)
-            for page in pages:
-                page.cancel()
-        began_s = time.perf_counter()
+            began_s = time.perf_counter()
         answer = await http.get("/v1/dashboard")
         first_ms = 1e3 * (time.perf_counter() - began_s)
     service.send(None)
@@ -91,16 +97,24 @@ async def _measure(url: str, service: Connection, entries: int, rounds: int) -> 
     return results
 
 
-async def _page(url: str) -> None:
-    """Ask as the page does."""
-    since, tag = 0, ""
-    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+def _pages(url: str, watching: Event) -> None:
+    """Ask as pages do, while they are to."""
+
+    async def page(http: httpx.AsyncClient) -> None:
+        since, tag = 0, ""
         while True:
-            answer = await http.get(f"/v1/dashboard?since={since}", headers={"if-none-match": tag} if tag else {})
-            if answer.status_code == httpx.codes.OK:
-                history = answer.json()["history"]
-                since, tag = history["first"] + len(history["columns"]["requests"]), answer.headers["etag"]
+            if watching.is_set():
+                answer = await http.get(f"/v1/dashboard?since={since}", headers={"if-none-match": tag} if tag else {})
+                if answer.status_code == httpx.codes.OK:
+                    history = answer.json()["history"]
+                    since, tag = history["first"] + len(history["columns"]["requests"]), answer.headers["etag"]
             await asyncio.sleep(2.0)
+
+    async def all_pages() -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            await asyncio.gather(*(page(http) for _ in range(PAGES)))
+
+    asyncio.run(all_pages())
 
 
 def _serve(pipe: Connection, chains_each: int) -> None:
