@@ -17,6 +17,7 @@ from multiprocessing.synchronize import Event
 
 import httpx
 import uvicorn
+import uvloop
 
 from benchmarks.result import Result, against, median, percentile
 from benchmarks.sides import Placement
@@ -141,7 +142,7 @@ def _serve(pipe: Connection, chains_each: int) -> None:
         pipe.send([_look_ms(sampler, router) for _ in range(20)])
         await serving
 
-    asyncio.run(serve())
+    uvloop.run(serve())
 
 
 def _look_ms(sampler: Sampler, router: Router) -> float:
