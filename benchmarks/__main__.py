@@ -25,6 +25,7 @@ BENCHMARKS = {
     "extproc": "the Envoy endpoint picker with a real Envoy, beside Envoy alone and a plain gRPC stub; needs wrk",
     "routing_live": "cache hits and time to first token of real traces behind kvatlas route, beside other routers",
     "simulate": "the fleet simulator: virtual seconds per CPU second, memory on long traces; --ladder: llm-d's benchmark",
+    "dashboard": "a look at 500 engines, and queries while pages are open, beside none open",
     "scaling": "cost as entries, pods and threads grow; --plot FILE draws it",
 }
 

@@ -37,6 +37,10 @@ from kvatlas.types import (
     Tier,
 )
 
+Matched = Callable[[str, Sequence[BlockKey], int, int], None]
+"""Is told of a prompt that was matched: its model (no alias), its block keys, how many tokens it has, and how many of its
+blocks the best stream holds. From the asker's thread."""
+
 
 class Indexer:
     """Reads engines' KV events into an index and answers who holds the longest prefix of a prompt. Thread-safe."""
@@ -70,6 +74,7 @@ class Indexer:
         )
         by_hash = settings.keys.mode == "engine"
         algorithm = settings.keys.engine.algorithm if by_hash else ""
+        self._matched: Matched | None = None
         self.metrics.keys(settings.keys.mode, algorithm, settings.keys.block_size)
         self.metrics.observe_index(self.stats, self.pods)
 
@@ -175,12 +180,18 @@ class Indexer:
         ttl_s = self.config.index.speculative_ttl if ttl_s is None else ttl_s
         self.index.promise(stream, self.block_keys(query), ttl_s)
 
+    def watch_matches(self, matched: Matched) -> None:
+        """Tell somebody of every prompt that is matched. The last call counts."""
+        self._matched = matched
+
     def _match(self, query: Query, tokens: array[int]) -> PromptScores:
         started_s = time.perf_counter()
         prompt = Prompt(tokens, self._canonical(query.model), query.lora_name, query.cache_salt, query.multimodal, query.pods)
         found = self._matcher.match(prompt, self._scorer(query.scorer))
         best_blocks = max([stream.matched_blocks for stream in found.streams], default=0)
         self.metrics.query("score", time.perf_counter() - started_s, found.blocks, best_blocks)
+        if self._matched is not None:
+            self._matched(prompt.model, found.keys, len(tokens), best_blocks)
         return found
 
     def _scorer(self, name: str | None) -> Scorer:
@@ -274,6 +285,7 @@ def _status(info: StreamInfo, worker: StreamWorker | None) -> PodStatus:
         restarts=worker.restarts if worker else 0,
         last_event_age_s=None if info.last_event_s is None else max(0.0, time.time() - info.last_event_s),
         source=worker.source if worker else "in-process",
+        tiers=worker.tiers if worker else (),
     )
 
 

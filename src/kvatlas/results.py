@@ -132,3 +132,5 @@ class PodStatus(msgspec.Struct, frozen=True):
     restarts: int
     last_event_age_s: float | None
     source: str
+    tiers: tuple[Tier, ...] = ()
+    """Where its events said that blocks were stored to, since its cache began anew."""

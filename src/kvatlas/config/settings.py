@@ -100,6 +100,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
     ] = None
     token_file: Annotated[str | None, Meta(description="File that holds the token.")] = None
     metrics_open: Annotated[bool, Meta(description="Serve /metrics without the token.")] = False
+    dashboard: Annotated[bool, Meta(description="Serve the page that shows the fleet, at /dashboard.")] = True
     tls_cert_file: Annotated[str | None, Meta(description="PEM certificate chain for HTTP and gRPC; needs tlsKeyFile.")] = None
     tls_key_file: Annotated[str | None, Meta(description="PEM private key; needs tlsCertFile.")] = None
     body_bytes_max: Annotated[Capacity, Meta(description="A larger request body or gRPC message is refused.")] = Bytes(16 << 20)

@@ -49,6 +49,11 @@ class StreamTrust:
             return StaleReason.RESYNCING
         return self.flaw or (None if self.verified else StaleReason.DISCONNECTED)
 
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Where blocks were stored to, since the stream began anew."""
+        return tuple(sorted(self._tiers.copy()))  # another thread may add one
+
     def show(self) -> None:
         """Tell the index how things stand."""
         self._index.mark(self._stream, self.stale)

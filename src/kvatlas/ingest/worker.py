@@ -29,7 +29,7 @@ from kvatlas.ingest.sources import Replayer
 from kvatlas.ingest.trust import StreamTrust
 from kvatlas.observe.logs import get_logger
 from kvatlas.observe.metrics import Metrics
-from kvatlas.types import Frame, StaleReason, Stream
+from kvatlas.types import Frame, StaleReason, Stream, Tier
 
 log = get_logger("kvatlas.ingest")
 
@@ -212,6 +212,11 @@ class StreamWorker:
         self._wake.set()
 
     # -- state --------------------------------------------------------------------------------------------------------
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Where the stream's blocks were stored to, since it began anew."""
+        return self._trust.tiers
 
     @property
     def stale(self) -> StaleReason | None:

@@ -44,6 +44,7 @@ class Metrics:
         self._connected: set[str] = set()
         self._hits = _HitWindow(HIT_RATIO_QUERIES)
         self._by_pod: list[MetricWrapperBase] = []
+        self._lags_s: dict[str, float] = {}
         self._index = IndexCollector(self._pods.admit)
         self._registry.register(self._index)
         self._declare_write_path()
@@ -172,8 +173,23 @@ class Metrics:
     def lag(self, pod: str, seconds: float) -> None:
         """Note the time from an engine's timestamp to its event applied. Clocks differ: below zero counts as zero."""
         seconds = max(seconds, 0.0)
+        self._lags_s[pod] = seconds
         self._lag.observe(seconds)
         self._last_lag.labels(self._pods.admit(pod)).set(seconds)
+
+    def lags_s(self) -> dict[str, float]:
+        """Return the lag of each pod's last applied event."""
+        return self._lags_s.copy()
+
+    def faults(self) -> dict[str, int]:
+        """Return how many payloads or parts were not understood, by reason."""
+        counts: dict[str, int] = {}
+        for metric in self._faults.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_total"):
+                    reason = sample.labels["reason"]
+                    counts[reason] = counts.get(reason, 0) + int(sample.value)
+        return counts
 
     def connection(self, source: str, event: str) -> None:
         """Count a source's connected, disconnected or retry, and keep how many are connected."""
@@ -217,6 +233,7 @@ class Metrics:
 
     def forget_pod(self, pod: str) -> None:
         """Drop the label sets of a pod that is gone, so that its last values do not stand for ever."""
+        self._lags_s.pop(pod, None)
         if self._pods.forget(pod):
             for metric in self._by_pod:
                 metric.remove_by_labels({"pod": pod})

@@ -94,6 +94,14 @@ class Router:
         with self._lock:
             self._journal = journal
 
+    def watch(self, observer: DecisionObserver | OutcomeObserver) -> None:
+        """Tell somebody who is no plugin of decisions, and of how requests went: under the lock, so it must not wait."""
+        with self._lock:
+            if isinstance(observer, DecisionObserver):
+                self._on_decision.append(observer)
+            if isinstance(observer, OutcomeObserver):
+                self._on_outcome.append(observer)
+
     def knows(self, endpoint: EndpointName) -> bool:
         """Whether an endpoint is in the pool."""
         return endpoint in self._endpoints
@@ -150,11 +158,7 @@ class Router:
         Raises NoEndpointError where nobody is left, and NoCachedPrefixError for ``if_cached`` where nobody holds a token.
         """
         with self._lock:
-            allowed = self._allowed(request)
-            healthy = [endpoint for endpoint in allowed if self._healthy(endpoint.name)] or allowed
-            cycle = Cycle(request, self._with_loads(healthy), self._clock(), self._random)
-            if len(healthy) < len(allowed):
-                cycle.notes.append(f"{len(allowed) - len(healthy)} of {len(allowed)} endpoints are out of rotation")
+            cycle = self._cycle(request, self._random)
             decision = self._scheduler.decide(cycle)
             if request.if_cached and not decision.predicted_cached_tokens:
                 raise NoCachedPrefixError()
@@ -163,6 +167,14 @@ class Router:
             if self._journal is not None:
                 self._tell(self._journal, cycle, decision)
             return Flight(self, decision, self.log.add(decision))
+
+    def preview(self, request: RouteRequest) -> Decision:
+        """Return where a request would go now. It is in no log, counts for no load, and no observer hears of it.
+
+        Equal totals are drawn anew each time. Raises NoEndpointError where nobody is left.
+        """
+        with self._lock:
+            return self._scheduler.decide(self._cycle(request, random_module.Random()))  # noqa: S311  guards nothing
 
     def response_headers(self, decision: Decision, endpoint: EndpointName) -> dict[str, str]:
         """Return the headers that plugins put on a request's response. ``endpoint``: who answers."""
@@ -181,6 +193,15 @@ class Router:
         if self._journal is not None:
             for endpoint in endpoints:
                 self._journal.in_flight_changed(endpoint)
+
+    def _cycle(self, request: RouteRequest, random: random_module.Random) -> Cycle:
+        """Return what a decision works on: those who may get the request, with their load."""
+        allowed = self._allowed(request)
+        healthy = [endpoint for endpoint in allowed if self._healthy(endpoint.name)] or allowed
+        cycle = Cycle(request, self._with_loads(healthy), self._clock(), random)
+        if len(healthy) < len(allowed):
+            cycle.notes.append(f"{len(allowed) - len(healthy)} of {len(allowed)} endpoints are out of rotation")
+        return cycle
 
     def _allowed(self, request: RouteRequest) -> list[Endpoint]:
         endpoints = list(self._endpoints.values())

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from kvatlas.errors import KvatlasError, RequestError, TokenizationError, TokenizationReason, TokensError
+from kvatlas.errors import KvatlasError, RequestError, RouteError, TokenizationError, TokenizationReason, TokensError
 from kvatlas.serve.gate import OverloadedError
 from kvatlas.serve.schema import ErrorAnswer, ErrorDetail, MalformedError
 
@@ -70,6 +70,8 @@ def fault_response(error: KvatlasError) -> Response:
         # Where the rest of a body is not read, its connection cannot be used again.
         headers = {"Connection": "close"} if status == 413 else None
         return error_response(status, error.field, error.problem, error.remedy, headers)
+    if isinstance(error, RouteError):  # of a request that was only asked about
+        return error_response(error.status, "request", error.problem, error.remedy)
     return error_response(500, "service", "failed inside", "see the service's log")
 
 

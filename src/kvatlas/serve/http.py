@@ -14,8 +14,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
 from kvatlas.errors import RequestError
+from kvatlas.serve.body import read_bytes
+from kvatlas.serve.dashboard.http import FILES, DashboardRoutes
 from kvatlas.serve.edge import CLIENT_GONE, Edge
-from kvatlas.serve.faults import JSON, TooLargeError, add_fault_handlers
+from kvatlas.serve.faults import JSON, add_fault_handlers
 from kvatlas.serve.gate import Gate
 from kvatlas.serve.openapi import OPERATIONS, install_components
 from kvatlas.serve.prompts import (
@@ -56,8 +58,10 @@ def build_app(
     tokenization: Tokenization,
     gate: Gate | None = None,
     routing: RoutingRoutes | None = None,
+    dashboard: DashboardRoutes | None = None,
 ) -> FastAPI:
-    """Return the API over an index. ``gate``: shared with gRPC where that is there; ``routing``: shows the router."""
+    """Return the API over an index. ``gate``: shared with gRPC where that is there; ``routing``: shows the router;
+    ``dashboard``: shows the fleet, to people."""
     api = indexer.config.api
     prompts = Prompts(indexer.config, tokenization, indexer.metrics)
     routes = _Routes(indexer, prompts, gate or Gate(api.concurrency_max))
@@ -82,6 +86,9 @@ def build_app(
     ]
     if routing is not None:
         endpoints += [("GET", "/v1/decisions", routing.decisions), ("GET", "/v1/endpoints", routing.endpoints)]
+        endpoints += [("POST", "/v1/preview", routing.preview)]
+    if dashboard is not None:
+        endpoints += [("GET", "/v1/dashboard", dashboard.dashboard)]
     for method, path, endpoint in endpoints:
         app.add_api_route(
             path,
@@ -91,10 +98,15 @@ def build_app(
             operation_id=endpoint.__name__,
             openapi_extra=OPERATIONS[endpoint.__name__],
         )
+    pages: dict[str, Callable[..., object]] = {}
+    if dashboard is not None:
+        pages = {"/": dashboard.home, **dict.fromkeys(FILES, dashboard.file)}
+    for path, page in pages.items():
+        app.add_api_route(path, page, methods=["GET"], response_model=None, include_in_schema=False)
     install_components(app, token_needed=api.token is not None)
     add_fault_handlers(app)
-    open_paths = (*_OPEN_PATHS, "/metrics") if api.metrics_open else _OPEN_PATHS
-    paths = {path for _, path, _ in endpoints} | set(_OPEN_PATHS)
+    open_paths = {*_OPEN_PATHS, *pages, *(("/metrics",) if api.metrics_open else ())}
+    paths = {path for _, path, _ in endpoints} | {*_OPEN_PATHS, *pages}
     app.add_middleware(Edge, api=api, metrics=indexer.metrics, routes=paths, open_paths=open_paths)
     return app
 
@@ -168,7 +180,7 @@ class _Routes:
         known_parameters(request.query_params, frozenset())
         with self._gate.admit() as slot:
             try:
-                body = await _read(request, self._limits.body_bytes_max)
+                body = await read_bytes(request, self._limits.body_bytes_max)
             except ClientDisconnect:
                 return Response(status_code=CLIENT_GONE)
             encoded = await self._prompts.answer(slot, lambda: _encoded(read(body)))
@@ -219,19 +231,6 @@ class _Routes:
 
 def _encoded(question: Question[Answer]) -> Question[bytes]:
     return Question(question.asked, lambda told: msgspec.json.encode(question.answer(told)))
-
-
-async def _read(request: Request, limit_bytes: int) -> bytes:
-    """Return the body. Raises TooLargeError as soon as it is seen to be longer, before the rest is received."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit_bytes:
-        raise TooLargeError(limit_bytes)
-    body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > limit_bytes:
-            raise TooLargeError(limit_bytes)
-        body += chunk
-    return bytes(body)
 
 
 def _locality_from_url(request: Request) -> LocalityBody:

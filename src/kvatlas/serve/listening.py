@@ -18,7 +18,7 @@ def bind(section: str, host: str, port: int, *, reuse_port: bool = False, listen
     it is listened on, and only then is it certain that the port is nobody else's.
     """
     family, address = resolve(section, host, port)
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves TCP_NODELAY off
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if reuse_port:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from kvatlas.results import ScoreResult
+from kvatlas.serve.dashboard.http import DashboardAnswer
 from kvatlas.serve.routing.explain import DecisionsAnswer, EndpointsAnswer
 from kvatlas.serve.schema import (
     CandidatesAnswer,
@@ -39,6 +40,7 @@ _BODIES = (
     PodsAnswer,
     DecisionsAnswer,
     EndpointsAnswer,
+    DashboardAnswer,
     HealthAnswer,
     ErrorAnswer,
 )
@@ -54,6 +56,7 @@ _CHAT = {
         ]
     },
 }
+_OPENAI = {"model": _CHAT["model"], **_CHAT["chat"]}  # type: ignore[dict-item]
 _COMPLETION = {"model": "meta-llama/Llama-3.1-8B-Instruct", "prompt": "Once upon a time"}
 _TOKENS = {
     "source": "store",
@@ -278,7 +281,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
         },
     ),
     "score_completions": _llmd_query(LlmdCompletionBody, _COMPLETION),
-    "score_chat_completions": _llmd_query(LlmdChatBody, {"model": _CHAT["model"], **_CHAT["chat"]}),  # type: ignore[dict-item]
+    "score_chat_completions": _llmd_query(LlmdChatBody, _OPENAI),
     "candidates": _query(
         CandidatesBody,
         {"model": _PROMPT["model"], "text": "Once upon a time", "limit": 3},
@@ -302,12 +305,27 @@ OPERATIONS: dict[str, dict[str, Any]] = {
             _parameter("id", "The decision for this request (x-request-id) only.", "6f1c0a52-..."),
             _parameter("endpoint", "Only requests sent to this endpoint: its name or ip:port.", "default/llama-0"),
             _parameter("limit", "At most this many.", "20"),
+            _parameter("candidates", "At most this many candidates of each profile, the best ones.", "5"),
         ],
         "responses": _answers(DecisionsAnswer, {"decisions": [_DECISION]}, ("401", "422")),
     },
     "endpoints": {
         "tags": ["routing"],
         "responses": _answers(EndpointsAnswer, {"endpoints": [_ENDPOINT]}, ("401", "422")),
+    },
+    "preview": {
+        "tags": ["routing"],
+        "parameters": [_parameter("candidates", "At most this many candidates of each profile, the best ones.", "5")],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}, "example": _OPENAI}}},
+        "responses": _answers(DecisionsAnswer, {"decisions": [_DECISION]}, ("400", "401", "413", "422")),
+    },
+    "dashboard": {
+        "tags": ["operations"],
+        "parameters": [
+            _parameter("since", "The first step of the history that is wanted; steps are counted from 0.", "900"),
+            _parameter("find", "Only engines whose name or model has this in it.", "llama-0"),
+        ],
+        "responses": _answers(DashboardAnswer, {}, ("401", "422"), "The fleet; the page's own data, which may change."),
     },
     "health": {"tags": ["operations"], "security": [], "responses": _answers(HealthAnswer, {"status": "ok"}, ())},
     "ready": {

@@ -24,6 +24,8 @@ from kvatlas.indexer import Indexer
 from kvatlas.netloc import netloc
 from kvatlas.observe.logs import configure_logs, get_logger
 from kvatlas.serve.connection import timed_protocol
+from kvatlas.serve.dashboard.http import DashboardRoutes
+from kvatlas.serve.dashboard.sampler import Sampler
 from kvatlas.serve.gate import Gate
 from kvatlas.serve.grpc import GrpcServer
 from kvatlas.serve.http import build_app
@@ -112,8 +114,8 @@ async def _serve(
     routing = None if picker is None else Routing(config, indexer, tokenization, picker)
     if worker is not None:
         show_worker(worker, indexer.metrics.registry)
-    app = build_app(indexer, tokenization, gate, None if routing is None else routing.routes(worker))
-    http = _http_server(api, app)
+    shown = _dashboard(indexer, routing, worker, cleanup) if api.dashboard else None
+    http = _http_server(api, build_app(indexer, tokenization, gate, None if routing is None else routing.routes(worker), shown))
     listener = bind("api", api.host, api.port, listen=True)
     cleanup.callback(listener.close)
     grpc_server = GrpcServer(indexer, tokenization, gate)
@@ -147,6 +149,14 @@ async def _serve(
             await _close_doors(stopping, routing)
         await _end(stopping, http, http_task, grpc_server, api.shutdown_grace)
     _log.info("stopped")
+
+
+def _dashboard(indexer: Indexer, routing: Routing | None, worker: Worker | None, cleanup: AsyncExitStack) -> DashboardRoutes:
+    """Return the page's routes; what it shows is looked at until the cleanup."""
+    sampler = Sampler(indexer, worker=worker) if routing is None else Sampler(indexer, routing.router, routing.health, worker)
+    looking = asyncio.create_task(sampler.run())
+    cleanup.callback(looking.cancel)
+    return DashboardRoutes(sampler)
 
 
 async def _end(stopping: Stopping, http: _Http, http_task: asyncio.Task[None], grpc_server: GrpcServer, grace_s: float) -> None:

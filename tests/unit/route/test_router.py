@@ -209,6 +209,24 @@ def test_a_request_counts_where_it_is_sent_until_it_ends() -> None:
     assert not flight.finished(DONE)
 
 
+def test_a_preview_decides_alike_and_leaves_no_trace() -> None:
+    class Watcher:
+        def __init__(self) -> None:
+            self.decided_for: list[str] = []
+
+        def decided(self, cycle: Cycle, decision: Decision) -> None:
+            self.decided_for.append(decision.target.name)
+
+    one = router(profile(held=(Fixed(a=0.2, b=0.9), 1.0)))
+    watcher = Watcher()
+    one.watch(watcher)
+    seen = one.preview(request())
+    assert (seen.target.name, len(one.log), watcher.decided_for) == ("b", 0, [])
+    assert in_flight(one) == {}
+    assert one.decide(request()).decision.target == seen.target
+    assert watcher.decided_for == ["b"]
+
+
 def test_a_retry_moves_what_counts_and_takes_nothing_to_be_cached_there() -> None:
     made = router(profile(x=(Fixed(a=1.0), 1.0)), producers=[Holds(a=48)])
     flight = made.decide(request())

@@ -181,3 +181,9 @@ def test_older_services_that_tell_no_parts_are_read() -> None:
         row["scores"]["parted"].pop("parts")
     read = msgspec.convert(plain, DecisionShown)
     assert read.profiles[0].candidates[0].scores["parted"].parts == {}
+
+
+def test_of_many_candidates_the_picked_and_the_best_are_shown_and_all_are_counted() -> None:
+    (profile,) = shown(Logged(decision(target=C)), 2).profiles
+    assert [one.endpoint for one in profile.candidates] == [C.name, A.name]
+    assert profile.candidates_count == 3

@@ -93,6 +93,8 @@ class Dispatcher:
         read_s = time.perf_counter()
         span.step("read")
         request = await self._with_tokens(asked)
+        if request.tokens_problem is not None:
+            self.metrics.without_tokens(request.tokens_problem)
         told_s = time.perf_counter()
         span.step("tokens")
         try:
@@ -107,6 +109,14 @@ class Dispatcher:
         self.metrics.stages(read_s - began_s, told_s - read_s, admitted_s - told_s, time.perf_counter() - admitted_s)
         span.decided(flight.decision)
         return Trip(self, asked, flight, span)
+
+    async def preview(self, path: str, body: bytes) -> Decision:
+        """Return where a request would go now. It is read and tokenized as any other; nothing is sent, admitted or counted.
+
+        Raises RequestError (400) for what cannot be routed, RouteError for what would go nowhere.
+        """
+        asked = read_request(path, {}, body, subset=None, priorities={})
+        return self.router.preview(await self._with_tokens(asked))
 
     def dispatch_bare(self, path: str, headers: Mapping[str, str], subset: frozenset[str] | None = None) -> Trip:
         """Return where a request goes of which no body is known (GET /v1/models): to anybody, as load would have it.
@@ -130,19 +140,15 @@ class Dispatcher:
         if asked.prompt is None:
             return request
         if not self._tokenization.configured:
-            return self._untold(request, TokenizationReason.NO_BACKEND)
+            return msgspec.structs.replace(request, tokens_problem=TokenizationReason.NO_BACKEND.value)
         try:
             prompt = named(asked.prompt, self._bounds.tokenizers, self._bounds.aliases)
             told = await self._tokenization.tokens(prompt, self._waiting)
         except TokenizationError as error:
-            return self._untold(request, error.reason)
+            return msgspec.structs.replace(request, tokens_problem=error.reason.value)
         return msgspec.structs.replace(
             request, token_ids=told.token_ids, tokens_complete=told.complete, multimodal=told.multimodal
         )
-
-    def _untold(self, request: RouteRequest, reason: TokenizationReason) -> RouteRequest:
-        self.metrics.without_tokens(reason.value)
-        return msgspec.structs.replace(request, tokens_problem=reason.value)
 
 
 class Trip:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -64,12 +65,14 @@ class CandidateShown(msgspec.Struct, frozen=True):
 
 
 class ProfileShown(msgspec.Struct, frozen=True):
-    """One profile's choice; ``candidates`` best first."""
+    """One profile's choice; ``candidates`` best first, perhaps not all of them."""
 
     profile: str
     dropped: Mapping[str, tuple[str, ...]]
     """By filter."""
     candidates: tuple[CandidateShown, ...]
+    candidates_count: int = 0
+    """How many there were."""
 
 
 class EndpointShown(msgspec.Struct, frozen=True):
@@ -142,8 +145,8 @@ def endpoints_shown(router: Router, health: Callable[[EndpointName], str], now_s
     return EndpointsAnswer(tuple(map(endpoint_shown, sorted(router.endpoints, key=lambda one: one.name))))
 
 
-def shown(logged: Logged) -> DecisionShown:
-    """Return a decision with what became of it."""
+def shown(logged: Logged, candidates_max: int | None = None) -> DecisionShown:
+    """Return a decision with what became of it. ``candidates_max``: so many of each profile, the best ones; None: all."""
     decision = logged.decision
     request = decision.request
     notes = decision.notes
@@ -167,7 +170,7 @@ def shown(logged: Logged) -> DecisionShown:
         notes=notes,
         prefill=_name(decision.prefill),
         encoders=tuple(encoder.name for encoder in decision.encoders),
-        profiles=tuple(_profile(run, decision) for run in decision.runs.values() if run is not None),
+        profiles=tuple(_profile(run, decision, candidates_max) for run in decision.runs.values() if run is not None),
     )
 
 
@@ -199,16 +202,28 @@ def match_at(decision: Decision, endpoint: EndpointName) -> MatchShown:
     return _match(None if found is None else found.of(endpoint))
 
 
-def _profile(run: ProfileRun, decision: Decision) -> ProfileShown:
+def _profile(run: ProfileRun, decision: Decision, candidates_max: int | None) -> ProfileShown:
     picked = {candidate.name for candidate in run.picked}
     found = decision.first_matches
+
+    def rank(position: int) -> tuple[bool, float, str]:
+        name = run.candidates[position].name
+        return name not in picked, -round(run.totals[position], 6), name
+
+    count = len(run.candidates)
+    places: Iterable[int] = range(count)
+    if candidates_max is not None:
+        places = heapq.nlargest(candidates_max, places, key=run.totals.__getitem__)
+        places = {*places, *(run.candidates.index(one) for one in run.picked if one in run.candidates)}
+    best = sorted(places, key=rank)[:candidates_max]
     rows = []
-    for position, (candidate, total) in enumerate(zip(run.candidates, run.totals, strict=True)):
+    for position in best:
+        candidate = run.candidates[position]
         scores = {rating.scorer: _score(rating, position) for rating in run.ratings}
         match = None if found is None else found.of(candidate.name)
-        rows.append(_candidate(candidate, match, scores, total, candidate.name in picked))
-    rows.sort(key=lambda row: (-row.picked, -row.total, row.endpoint))
-    return ProfileShown(run.profile, {dropped.filter: dropped.endpoints for dropped in run.dropped}, tuple(rows))
+        rows.append(_candidate(candidate, match, scores, run.totals[position], candidate.name in picked))
+    dropped = {dropped.filter: dropped.endpoints for dropped in run.dropped}
+    return ProfileShown(run.profile, dropped, tuple(rows), count)
 
 
 def _score(rating: Rating, at: int) -> ScoreShown:

@@ -95,7 +95,9 @@ class Routing:
             orca=settings.orca,
         )
         self._traces = traces_from(os.environ)
-        dispatcher = Dispatcher(self.router, tokenization, self._admission, self._metrics, bounds, self._traces)
+        self._dispatcher = dispatcher = Dispatcher(
+            self.router, tokenization, self._admission, self._metrics, bounds, self._traces
+        )
         doors = settings.front_doors
         tls = any(url.startswith("https:") for url in settings.endpoints)
         proxy = "proxy" in doors
@@ -156,7 +158,11 @@ class Routing:
 
     def routes(self, worker: Worker | None) -> RoutingRoutes:
         """Return what shows the router over HTTP. ``worker``: which of several processes this is."""
-        return RoutingRoutes(self.router, lambda name: self._fleet.health.state(name).value, worker)
+        return RoutingRoutes(self.router, self.health, worker, self._dispatcher.preview, self._config.api.body_bytes_max)
+
+    def health(self, name: EndpointName) -> str:
+        """Return an endpoint's state (HealthState)."""
+        return self._fleet.health.state(name).value
 
     def _healthy(self, name: EndpointName) -> bool:
         return self._fleet.health.healthy(name)
