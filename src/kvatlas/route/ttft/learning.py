@@ -1,7 +1,7 @@
 """What is learnt from how requests went: costs of the fleet, traits of every endpoint. No IO, no clock.
 
 Figures move by the logarithm of observed over expected, so that twice too much weighs as much as half; one observation
-counts for a factor of four at most, so that an outlier moves little and a slow engine is still found within fifteen requests.
+counts for a factor of four at most, so that an outlier moves little and a slow engine is still found within twenty requests.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kvatlas.route.load import EngineReport
 from kvatlas.route.matches import MatchSource
 from kvatlas.route.ttft.fit import Fit
 from kvatlas.route.ttft.model import Costs, Traits
+from kvatlas.route.ttft.pace import Pace
 from kvatlas.route.ttft.slots import Slots
 
 SURPRISE_MAX = math.log(4)
@@ -33,6 +34,9 @@ BUSY_MAX = 0.8
 """Share of time that an endpoint is taken to be busy at most."""
 TRUST_PRIOR = 4.0
 """As how many observations the fleet's trust counts at an endpoint."""
+QUEUE_HALVES = 4
+"""Prompts ahead with which an observation says half as much of its endpoint's slowness: what kinds of prompts are ahead decides
+then, and an engine that gets the long ones, whose tokens take longer, would look slow."""
 CHANCE = 1.5
 """Standard errors that may be chance: an endpoint's slowness that differs by less is taken to be the fleet's."""
 SIGMA = 1.25
@@ -88,6 +92,7 @@ class Learner:
     def __init__(self) -> None:
         self.costs = Costs()
         self._fit = Fit(self.costs.request_s, self.costs.token_s)
+        self._pace = Pace()
         self.surprise = 0.1
         """Mean absolute logarithm of observed over expected: how wrong expectations are."""
         self._noise = 0.1
@@ -171,7 +176,8 @@ class Learner:
         self._samples += 1
         self.surprise += (abs(error) - self.surprise) / COSTS_MEMORY
         self._learn_costs(sample, error)
-        self._learn_slowness(one, error if self._samples > 1 else 0.0)
+        weight = QUEUE_HALVES / (QUEUE_HALVES + sample.requests - 1)
+        self._learn_slowness(one, error if self._samples > 1 else 0.0, weight)
         self._changed(endpoint)
 
     def _learn_costs(self, sample: Sample, error: float) -> None:
@@ -182,13 +188,13 @@ class Learner:
         self._fit.learn(sample.requests, sample.tokens, error, COSTS_MEMORY)
         self.costs = msgspec.structs.replace(self.costs, request_s=self._fit.request_s, token_s=self._fit.token_s)
 
-    def _learn_slowness(self, one: _Endpoint, error: float) -> None:
+    def _learn_slowness(self, one: _Endpoint, error: float, weight: float) -> None:
         one.weight *= math.exp(-(self._samples - one.learnt_at) / (TRAITS_MEMORY * max(1, len(self._endpoints))))
         off = one.log_slowness - one.log_mean + error
         if one.weight >= 1:
             self._noise += (min(abs(off), SURPRISE_MAX) - self._noise) / COSTS_MEMORY
-        one.log_mean += off / (2 + one.weight)
-        one.weight += 1
+        one.log_mean += off * weight / (1 + weight + one.weight)
+        one.weight += weight
         one.samples += 1
         one.learnt_at = self._samples
         typical, chance = math.log(self.typical().slowness), CHANCE * SIGMA * self._noise / math.sqrt(one.weight)
@@ -200,6 +206,11 @@ class Learner:
         uncached = costs.uncached_tokens + (uncached_tokens - costs.uncached_tokens) / COSTS_MEMORY
         occupied = costs.decode_s if decode_s is None else costs.decode_s + (decode_s - costs.decode_s) / COSTS_MEMORY
         self.costs = msgspec.structs.replace(costs, uncached_tokens=max(1.0, uncached), decode_s=occupied)
+
+    def answer(self, together: float, tokens: int, took_s: float) -> None:
+        """Learn how answers delay each other. The values are those of :meth:`Pace.learn`."""
+        self._pace.learn(together, tokens, took_s)
+        self.costs = msgspec.structs.replace(self.costs, crowd_s=self._pace.crowd_s)
 
     def cached(self, endpoint: str, source: MatchSource, predicted: int, actual: int, prompt_tokens: int) -> None:
         """Learn how much of what was predicted to be cached was."""

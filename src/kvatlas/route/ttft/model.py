@@ -1,7 +1,7 @@
 """The time to first token that is to be expected of one endpoint, in parts. Pure: what is learnt is passed in.
 
     TTFT = queue + prefill + decode wait + tier load
-    price = TTFT + what others behind will wait longer for this prompt's own work
+    price = TTFT + what others behind will wait longer for this prompt's own work + what answers in progress will
 
 Source: the sum is Mooncake's (queue + prefill by length and cached prefix + transfer, FAST 2025, algorithm 1) with queues
 counted in tokens as Dynamo's KV router does; figures are learnt here, not configured.
@@ -14,12 +14,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from kvatlas.route.load import EngineReport, Load
+from kvatlas.route.load import EngineReport, InFlight, Load
 from kvatlas.route.matches import MatchSource, PrefixMatch
 from kvatlas.types import CPU, GPU, Tier
 
 BEHIND_MAX = 32.0
 """Requests behind this one that count at most: a copy of a prefix is worth something too, to those who use it."""
+ANSWER_WEIGHT = 0.25
+"""What a second within an answer weighs against one before it: users wait for the first token, and read the others."""
 KV_FULL = 0.9
 """From this usage on, a prompt may have to wait for KV blocks."""
 
@@ -35,6 +37,8 @@ class Costs(msgspec.Struct, frozen=True):
     """From a request's first token until its end, on average: how long it occupies a slot."""
     uncached_tokens: float = 1_000.0
     """That an average request computes."""
+    crowd_s: float = 0.0
+    """By which a request delays each answer in progress at an engine of slowness 1, from its first token to its end."""
     tier_token_s: Mapping[Tier, float] = msgspec.field(default_factory=lambda: {CPU: 8e-6})
     """Of a token that is loaded from a tier. Default: 128 KiB a token (8 billion parameters, GQA) at 16 GB/s."""
     unknown_tier_token_s: float = 5e-5
@@ -65,6 +69,9 @@ class Expected(NamedTuple):
     tier_load_s: float
     others_delayed_s: float
     """That requests behind this one will wait longer for it, all together. No part of its TTFT, but of its price."""
+    answers_delayed_s: float
+    """The same of answers in progress, which stand still while this prompt is computed and come more slowly beside its
+    answer; as far as that weighs (``ANSWER_WEIGHT``)."""
     elapsed_s: float
     """Since the first prompt ahead may be computed."""
     requests_ahead: float
@@ -78,7 +85,8 @@ class Expected(NamedTuple):
     @property
     def price_s(self) -> float:
         """What candidates are compared by."""
-        return self.queue_s + self.prefill_s + self.decode_wait_s + self.tier_load_s + self.others_delayed_s
+        delayed_s = self.others_delayed_s + self.answers_delayed_s
+        return self.queue_s + self.prefill_s + self.decode_wait_s + self.tier_load_s + delayed_s
 
 
 def expect(
@@ -120,6 +128,7 @@ def expect(
         max(0.0, admission_s - queue_s),
         tier_load_s,
         _others_delayed_s(behind_per_s, max(ahead_s, admission_s), prefill_s + tier_load_s),
+        _answers_delayed_s(in_flight, prefill_s, slowness * costs.crowd_s),
         elapsed_s,
         ahead,
         tokens_ahead,
@@ -130,6 +139,10 @@ def expect(
 def _others_delayed_s(behind_per_s: float, busy_s: float, work_s: float) -> float:
     """Whoever arrives before the queue is empty waits for this work too; those who arrive during it for half of it."""
     return work_s * min(behind_per_s * (busy_s + work_s / 2), BEHIND_MAX)
+
+
+def _answers_delayed_s(in_flight: InFlight, prefill_s: float, crowd_s: float) -> float:
+    return ANSWER_WEIGHT * max(0, in_flight.requests - in_flight.prefill_requests) * (prefill_s + crowd_s)
 
 
 def _slot_wait_s(costs: Costs, slots: int, load: Load) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -60,8 +61,16 @@ class Forecast(ExplainedScores):
         return any(candidate.name == endpoint for candidate in self._candidates)
 
     def of(self, endpoint: EndpointName) -> tuple[Expected, PrefixMatch]:
-        at = next(at for at, candidate in enumerate(self._candidates) if candidate.name == endpoint)
+        at = self._at(endpoint)
         return self.expected(at), self._matches[at]
+
+    def answering(self, endpoint: EndpointName) -> int:
+        """Return how many requests were being answered there."""
+        in_flight = self._candidates[self._at(endpoint)].load.in_flight
+        return in_flight.requests - in_flight.prefill_requests
+
+    def _at(self, endpoint: EndpointName) -> int:
+        return next(at for at, candidate in enumerate(self._candidates) if candidate.name == endpoint)
 
     def parts(self, at: int) -> Mapping[str, float | str]:
         expected, traits, match = self.expected(at), self._traits[at], self._matches[at]
@@ -73,6 +82,7 @@ class Forecast(ExplainedScores):
             "decode_wait_s": expected.decode_wait_s,
             "tier_load_s": expected.tier_load_s,
             "others_delayed_s": expected.others_delayed_s,
+            "answers_delayed_s": expected.answers_delayed_s,
             "tokens_ahead": expected.tokens_ahead,
             "uncached_tokens": expected.uncached_tokens,
             "tokens_per_s": 1 / (self._costs.token_s * traits.slowness),
@@ -101,6 +111,7 @@ class ExpectedTtft:
         self._decisions = 0
         self._tried_at = 0
         self._picked_at: dict[EndpointName, int] = {}
+        self._in_flight: Counter[EndpointName] = Counter()
 
     def score(self, cycle: Cycle, candidates: Sequence[Candidate]) -> Forecast:
         learner, costs, prompt_tokens = self.learner, self.learner.costs, cycle.request.prompt_tokens
@@ -126,6 +137,7 @@ class ExpectedTtft:
         endpoint = decision.computes_prompt.name
         self._decisions += 1
         self._picked_at[endpoint] = self._decisions
+        self._in_flight[decision.target.name] += 1
         forecast = self._forecast(decision, endpoint)
         names, expected = cycle.kept.get(self.name, ((), ()))
         work_s = expected[names.index(endpoint)].prefill_s if endpoint in names else 0.0
@@ -134,6 +146,7 @@ class ExpectedTtft:
             self._tried_at = self._decisions
 
     def finished(self, decision: Decision, endpoint: EndpointName, outcome: Outcome) -> None:
+        self._in_flight[decision.target.name] -= 1
         if endpoint != decision.target.name:
             return  # a retry: what was expected was expected of another one
         computed_at = decision.computes_prompt.name
@@ -159,11 +172,15 @@ class ExpectedTtft:
         )
         decode_s = None if outcome.duration_s is None else outcome.duration_s - outcome.ttft_s
         self.learner.request(uncached, decode_s)
+        if computed_at == endpoint and decode_s is not None and outcome.output_tokens is not None and outcome.output_tokens > 1:
+            beside = (forecast.answering(endpoint) + max(0, self._in_flight[endpoint])) / 2
+            self.learner.answer(1 + beside, outcome.output_tokens - 1, decode_s)
 
     def pool_changed(self, endpoints: Sequence[Endpoint]) -> None:
         names = {endpoint.name for endpoint in endpoints}
         self.learner.keep(names)
         self._picked_at = {name: at for name, at in self._picked_at.items() if name in names}
+        self._in_flight = Counter({name: count for name, count in self._in_flight.items() if name in names})
 
     def _trial(self, candidates: Sequence[Candidate]) -> EndpointName | None:
         """Return who is rated as if it were like the others: of those that look slow the one that was left out longest."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kvatlas.route.load import EngineReport, InFlight, Load
 from kvatlas.route.matches import NO_MATCH, MatchSource, PrefixMatch
-from kvatlas.route.ttft.model import Costs, Traits, expect
+from kvatlas.route.ttft.model import ANSWER_WEIGHT, Costs, Traits, expect
 from kvatlas.types import CPU, DISK, GPU
 
 COSTS = Costs(request_s=0.02, token_s=1e-4, decode_s=2.0, uncached_tokens=1_000)
@@ -119,3 +119,14 @@ def test_a_longer_queue_or_a_slower_engine_never_costs_less(
     price_s = expect(costs, Traits(), load, NO_MATCH, prompt, per_s).price_s
     assert price_s <= expect(costs, Traits(), longer, NO_MATCH, prompt, per_s).price_s
     assert price_s <= expect(costs, Traits(slowness=slowness), load, NO_MATCH, prompt, per_s).price_s
+
+
+def test_answers_in_progress_stand_still_for_a_prompt_and_are_slower_beside_its_answer() -> None:
+    costs = Costs(request_s=0.02, token_s=1e-4, crowd_s=0.1)
+    answering = Load(in_flight=InFlight(requests=12, tokens=0, prefill_requests=2, prefill_tokens=0))
+    expected = expect(costs, Traits(), answering, held(3_000), 4_000)
+    assert expected.answers_delayed_s == pytest.approx(ANSWER_WEIGHT * 10 * (expected.prefill_s + 0.1))
+    assert expected.price_s == pytest.approx(expected.total_s + expected.answers_delayed_s)
+    assert expect(costs, Traits(slowness=2.0), answering, held(3_000), 4_000).answers_delayed_s == pytest.approx(
+        2 * expected.answers_delayed_s
+    )
