@@ -37,6 +37,8 @@ TRUST_PRIOR = 4.0
 QUEUE_HALVES = 4
 """Prompts ahead with which an observation says half as much of its endpoint's slowness: what kinds of prompts are ahead decides
 then, and an engine that gets the long ones, whose tokens take longer, would look slow."""
+FOLLOWERS_MAX = 32.0
+"""Where hardly anything is computed, a prompt counts as so many more."""
 CHANCE = 1.5
 """Standard errors that may be chance: an endpoint's slowness that differs by less is taken to be the fleet's."""
 SIGMA = 1.25
@@ -93,6 +95,7 @@ class Learner:
         self.costs = Costs()
         self._fit = Fit(self.costs.request_s, self.costs.token_s)
         self._pace = Pace()
+        self._prompt_tokens = self.costs.uncached_tokens
         self.surprise = 0.1
         """Mean absolute logarithm of observed over expected: how wrong expectations are."""
         self._noise = 0.1
@@ -200,12 +203,15 @@ class Learner:
         typical, chance = math.log(self.typical().slowness), CHANCE * SIGMA * self._noise / math.sqrt(one.weight)
         one.log_slowness = typical + _beyond_chance(one.log_mean - typical, chance)
 
-    def request(self, uncached_tokens: float, decode_s: float | None) -> None:
+    def request(self, uncached_tokens: float, prompt_tokens: float, decode_s: float | None) -> None:
         """Learn what requests are like."""
+        self._prompt_tokens += (prompt_tokens - self._prompt_tokens) / COSTS_MEMORY
         costs = self.costs
         uncached = costs.uncached_tokens + (uncached_tokens - costs.uncached_tokens) / COSTS_MEMORY
         occupied = costs.decode_s if decode_s is None else costs.decode_s + (decode_s - costs.decode_s) / COSTS_MEMORY
-        self.costs = msgspec.structs.replace(costs, uncached_tokens=max(1.0, uncached), decode_s=occupied)
+        uncached = max(1.0, uncached)
+        followers = min(max(0.0, self._prompt_tokens / uncached - 1), FOLLOWERS_MAX)
+        self.costs = msgspec.structs.replace(costs, uncached_tokens=uncached, decode_s=occupied, followers=followers)
 
     def answer(self, together: float, tokens: int, took_s: float) -> None:
         """Learn how answers delay each other. The values are those of :meth:`Pace.learn`."""

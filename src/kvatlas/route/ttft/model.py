@@ -20,7 +20,7 @@ from kvatlas.types import CPU, GPU, Tier
 
 BEHIND_MAX = 32.0
 """Requests behind this one that count at most: a copy of a prefix is worth something too, to those who use it."""
-ANSWER_WEIGHT = 0.25
+ANSWER_WEIGHT = 0.15
 """What a second within an answer weighs against one before it: users wait for the first token, and read the others."""
 KV_FULL = 0.9
 """From this usage on, a prompt may have to wait for KV blocks."""
@@ -37,6 +37,8 @@ class Costs(msgspec.Struct, frozen=True):
     """From a request's first token until its end, on average: how long it occupies a slot."""
     uncached_tokens: float = 1_000.0
     """That an average request computes."""
+    followers: float = 0.0
+    """How often a computed token is used again: those who come for it come to where it is."""
     crowd_s: float = 0.0
     """By which a request delays each answer in progress at an engine of slowness 1, from its first token to its end."""
     tier_token_s: Mapping[Tier, float] = msgspec.field(default_factory=lambda: {CPU: 8e-6})
@@ -71,7 +73,7 @@ class Expected(NamedTuple):
     """That requests behind this one will wait longer for it, all together. No part of its TTFT, but of its price."""
     answers_delayed_s: float
     """The same of answers in progress, which stand still while this prompt is computed and come more slowly beside its
-    answer; as far as that weighs (``ANSWER_WEIGHT``)."""
+    answer, and beside those of requests that will follow it here; as far as that weighs (``ANSWER_WEIGHT``)."""
     elapsed_s: float
     """Since the first prompt ahead may be computed."""
     requests_ahead: float
@@ -128,7 +130,9 @@ def expect(
         max(0.0, admission_s - queue_s),
         tier_load_s,
         _others_delayed_s(behind_per_s, max(ahead_s, admission_s), prefill_s + tier_load_s),
-        _answers_delayed_s(in_flight, prefill_s, slowness * costs.crowd_s),
+        _answers_delayed_s(
+            in_flight, prefill_s + slowness * costs.crowd_s, 1 + costs.followers * uncached / max(1, prompt_tokens)
+        ),
         elapsed_s,
         ahead,
         tokens_ahead,
@@ -141,8 +145,9 @@ def _others_delayed_s(behind_per_s: float, busy_s: float, work_s: float) -> floa
     return work_s * min(behind_per_s * (busy_s + work_s / 2), BEHIND_MAX)
 
 
-def _answers_delayed_s(in_flight: InFlight, prefill_s: float, crowd_s: float) -> float:
-    return ANSWER_WEIGHT * max(0, in_flight.requests - in_flight.prefill_requests) * (prefill_s + crowd_s)
+def _answers_delayed_s(in_flight: InFlight, delay_s: float, requests: float) -> float:
+    """This request delays each answer in progress, and so will those that come here because of what it computes here."""
+    return ANSWER_WEIGHT * max(0, in_flight.requests - in_flight.prefill_requests) * delay_s * requests
 
 
 def _slot_wait_s(costs: Costs, slots: int, load: Load) -> float:

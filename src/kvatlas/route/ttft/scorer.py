@@ -171,7 +171,7 @@ class ExpectedTtft:
             ),
         )
         decode_s = None if outcome.duration_s is None else outcome.duration_s - outcome.ttft_s
-        self.learner.request(uncached, decode_s)
+        self.learner.request(uncached, prompt_tokens or uncached, decode_s)
         if computed_at == endpoint and decode_s is not None and outcome.output_tokens is not None and outcome.output_tokens > 1:
             beside = (forecast.answering(endpoint) + max(0, self._in_flight[endpoint])) / 2
             self.learner.answer(1 + beside, outcome.output_tokens - 1, decode_s)

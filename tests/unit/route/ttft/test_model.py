@@ -130,3 +130,11 @@ def test_answers_in_progress_stand_still_for_a_prompt_and_are_slower_beside_its_
     assert expect(costs, Traits(slowness=2.0), answering, held(3_000), 4_000).answers_delayed_s == pytest.approx(
         2 * expected.answers_delayed_s
     )
+
+
+def test_a_new_prefix_delays_as_many_more_answers_as_will_come_for_it() -> None:
+    costs = Costs(request_s=0.02, token_s=1e-4, crowd_s=0.1, followers=3.0)
+    answering = Load(in_flight=InFlight(requests=10, tokens=0))
+    new, half = (expect(costs, Traits(), answering, held(tokens), 4_000) for tokens in (0, 2_000))
+    assert new.answers_delayed_s == pytest.approx(ANSWER_WEIGHT * 10 * (new.prefill_s + 0.1) * (1 + 3))
+    assert half.answers_delayed_s == pytest.approx(ANSWER_WEIGHT * 10 * (half.prefill_s + 0.1) * (1 + 1.5))
