@@ -20,8 +20,10 @@ from kvatlas.types import CPU, GPU, Tier
 
 BEHIND_MAX = 32.0
 """Requests behind this one that count at most: a copy of a prefix is worth something too, to those who use it."""
-ANSWER_WEIGHT = 0.15
+ANSWER_WEIGHT = 0.25
 """What a second within an answer weighs against one before it: users wait for the first token, and read the others."""
+FOLLOWER_WEIGHT = 0.25
+"""What a request that will follow counts of one that is here."""
 KV_FULL = 0.9
 """From this usage on, a prompt may have to wait for KV blocks."""
 
@@ -131,7 +133,9 @@ def expect(
         tier_load_s,
         _others_delayed_s(behind_per_s, max(ahead_s, admission_s), prefill_s + tier_load_s),
         _answers_delayed_s(
-            in_flight, prefill_s + slowness * costs.crowd_s, 1 + costs.followers * uncached / max(1, prompt_tokens)
+            in_flight,
+            prefill_s + slowness * costs.crowd_s,
+            1 + FOLLOWER_WEIGHT * costs.followers * uncached / max(1, prompt_tokens),
         ),
         elapsed_s,
         ahead,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kvatlas.route.load import EngineReport, InFlight, Load
 from kvatlas.route.matches import NO_MATCH, MatchSource, PrefixMatch
-from kvatlas.route.ttft.model import ANSWER_WEIGHT, Costs, Traits, expect
+from kvatlas.route.ttft.model import ANSWER_WEIGHT, FOLLOWER_WEIGHT, Costs, Traits, expect
 from kvatlas.types import CPU, DISK, GPU
 
 COSTS = Costs(request_s=0.02, token_s=1e-4, decode_s=2.0, uncached_tokens=1_000)
@@ -136,5 +136,5 @@ def test_a_new_prefix_delays_as_many_more_answers_as_will_come_for_it() -> None:
     costs = Costs(request_s=0.02, token_s=1e-4, crowd_s=0.1, followers=3.0)
     answering = Load(in_flight=InFlight(requests=10, tokens=0))
     new, half = (expect(costs, Traits(), answering, held(tokens), 4_000) for tokens in (0, 2_000))
-    assert new.answers_delayed_s == pytest.approx(ANSWER_WEIGHT * 10 * (new.prefill_s + 0.1) * (1 + 3))
-    assert half.answers_delayed_s == pytest.approx(ANSWER_WEIGHT * 10 * (half.prefill_s + 0.1) * (1 + 1.5))
+    assert new.answers_delayed_s == pytest.approx(ANSWER_WEIGHT * 10 * (new.prefill_s + 0.1) * (1 + FOLLOWER_WEIGHT * 3))
+    assert half.answers_delayed_s == pytest.approx(ANSWER_WEIGHT * 10 * (half.prefill_s + 0.1) * (1 + FOLLOWER_WEIGHT * 1.5))
