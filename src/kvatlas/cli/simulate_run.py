@@ -15,10 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from kvatlas.cli.screen import screen, show_json, show_table
 from kvatlas.cli.simulate_tables import tables
-from kvatlas.config.layers import parse_yaml
 from kvatlas.errors import RequestError
 from kvatlas.index.choice import describe_core, why_no_native
-from kvatlas.route.parameters import read_parameters, unknown_name
+from kvatlas.route.parameters import unknown_name
 from kvatlas.route.picker_config import load_config
 from kvatlas.sim.batch import Outcome, outcomes
 from kvatlas.sim.engines import EngineSpec
@@ -27,6 +26,7 @@ from kvatlas.sim.policies import POLICIES
 from kvatlas.sim.presets import PRESETS
 from kvatlas.sim.report import check, write
 from kvatlas.sim.results import RunResult
+from kvatlas.sim.spec_file import read_spec
 from kvatlas.sim.sweep import Axis, Question, plans, value_of
 
 FAULTS = 1
@@ -74,11 +74,9 @@ def _spec(preset: str | None, file: Path | None) -> EngineSpec:
         return PRESETS[preset or PRESET].spec
     if preset is not None:
         raise RequestError("--spec", "and --preset are two engines", "give one of both; --set changes single fields")
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError("--spec", f"{file} cannot be read: {error}", "name a YAML or JSON file of an engine") from None
-    return read_parameters(EngineSpec, parse_yaml(text, str(file)), "")
+    if not file.is_file():
+        raise RequestError("--spec", f"{file} cannot be read: there is no such file", "name a YAML or JSON file of an engine")
+    return read_spec(file)
 
 
 def _assigned(option: str, text: str) -> tuple[str, object]:

@@ -6,7 +6,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import xxhash
+from kvatlas.sim.chains import Chains
 
 
 class InTurns:
@@ -14,6 +14,7 @@ class InTurns:
 
     def __init__(self, block_size: int, blocks: int) -> None:
         self._block_size = block_size
+        self._chains = Chains(block_size, model="")
         self._blocks = blocks
         self._caches: dict[str, OrderedDict[int, None]] = {}
         self._turn = 0
@@ -29,10 +30,7 @@ class InTurns:
         cache = list(self._caches.values())[self._turn % len(self._caches)]
         self._turn += 1
         size = self._block_size
-        keys, key = [], 0
-        for start in range(0, len(prompt) - size + 1, size):
-            key = xxhash.xxh64_intdigest(array("I", prompt[start : start + size]).tobytes(), key)
-            keys.append(key)
+        keys = self._chains.keys(array("I", prompt))
         usable = keys[: (len(prompt) - 1) // size]
         held = next((at for at, one in enumerate(usable) if one not in cache), len(usable))
         for one in reversed(keys):

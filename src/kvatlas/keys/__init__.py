@@ -1,6 +1,6 @@
 """Tokens to block keys. Both paths use it, so the keys of an event and of a query cannot diverge."""
 
-from kvatlas.keys.chain import ChainEnd, KeySchema, prompt_extras
+from kvatlas.keys.chain import ChainEnd, KeySchema, prompt_extras, shared_blocks
 from kvatlas.keys.engine import EngineKeys
 from kvatlas.keys.engine_hashes import HashScheme
 from kvatlas.keys.llmd import LlmdKeys
@@ -19,4 +19,5 @@ __all__ = [
     "as_token_array",
     "key_recipe",
     "prompt_extras",
+    "shared_blocks",
 ]

@@ -149,3 +149,18 @@ def little_endian(tokens: array[int]) -> array[int]:
     swapped = array("I", tokens)
     swapped.byteswap()
     return swapped
+
+
+def shared_blocks(run: Sequence[int], keys: Sequence[int], at: int) -> int:
+    """Return how many blocks of a run follow in ``keys`` from ``at``; the first one does.
+
+    Keys are chained: where two are equal, all before them are.
+    """
+    low, high = 1, min(len(run), len(keys) - at)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if run[middle - 1] == keys[at + middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

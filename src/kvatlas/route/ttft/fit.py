@@ -6,6 +6,10 @@ observations have the same proportions, their sum is learnt and the proportion s
 
 from __future__ import annotations
 
+import math
+
+SURPRISE_MAX = math.log(4)
+"""What one observation may say, as a logarithm."""
 DAMPING = 0.1
 """Of the diagonal: how well two figures have to be told apart before one is moved against the other."""
 SHRINK_MAX = 0.5

@@ -15,13 +15,11 @@ import msgspec
 
 from kvatlas.route.load import EngineReport
 from kvatlas.route.matches import MatchSource
-from kvatlas.route.ttft.fit import Fit
+from kvatlas.route.ttft.fit import SURPRISE_MAX, Fit
 from kvatlas.route.ttft.model import Costs, Traits
 from kvatlas.route.ttft.pace import Pace
 from kvatlas.route.ttft.slots import Slots
 
-SURPRISE_MAX = math.log(4)
-"""What one observation may say, as a logarithm."""
 FIRST_SAMPLES = 8
 """Until then the fleet's costs are guesses, and an observation may say anything."""
 COSTS_MEMORY = 64

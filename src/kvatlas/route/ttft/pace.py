@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 
-from kvatlas.route.ttft.fit import Fit
+from kvatlas.route.ttft.fit import SURPRISE_MAX, Fit
 
 STEP_S, CROWD_S = 0.02, 1e-4
 """First guesses: of a token of an answer, and of it for each request that is answered at the time."""
 PACE_MEMORY = 256
 """Answers over which this is averaged: crowds differ by less than queues do."""
 LENGTH_MEMORY = 64
-SURPRISE_MAX = math.log(4)
-"""What one answer may say, as a logarithm."""
 
 
 class Pace:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from kvatlas.keys import shared_blocks
 from kvatlas.types import BlockKey
 
 SAMPLES_MAX = 128
@@ -106,7 +107,7 @@ class HotPrefixes:
                 node.children[keys[depth]] = child
                 self._nodes += 1
                 self._keys += len(child.run)
-            elif (common := _common(child.run, keys, depth)) < len(child.run):
+            elif (common := shared_blocks(child.run, keys, depth)) < len(child.run):
                 child = child.split(common)
                 self._nodes += 1
             node, depth = child, child.end
@@ -188,18 +189,6 @@ class _Node:
             found.append(node)
             node = node.parent
         return found[::-1]
-
-
-def _common(run: array[int], keys: array[int], depth: int) -> int:
-    """Return how many blocks of ``run`` are also in ``keys`` from ``depth`` on. The first one is."""
-    low, high = 1, min(len(run), len(keys) - depth)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if run[middle - 1] == keys[depth + middle - 1]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _shown(model: str, node: _Node, numbers: dict[int, int]) -> Prefix:

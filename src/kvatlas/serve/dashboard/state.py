@@ -92,7 +92,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     index: IndexStats
     limits: Limits
     grown: Mapping[str, float]
-    """By how much counters grew of late: see :mod:`kvatlas.serve.dashboard.counters`."""
+    """By how much counters grew of late: see :mod:`kvatlas.serve.dashboard.sampler`."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):

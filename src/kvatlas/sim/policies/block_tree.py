@@ -8,6 +8,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 
+from kvatlas.keys import shared_blocks
+
 _NOTHING: array[int] = array("Q")
 
 
@@ -41,7 +43,7 @@ class BlockTree:
         """Yield the nodes on a prompt's way, each with how many blocks of its run the prompt has: all, but for the last one."""
         node, at = self.root, 0
         while at < len(keys) and (child := node.children.get(keys[at])) is not None:
-            shared = _shared(child.run, keys, at)
+            shared = shared_blocks(child.run, keys, at)
             yield child, shared
             if shared < len(child.run):
                 return
@@ -84,15 +86,3 @@ class BlockTree:
         lower.run = lower.run[at:]
         lower.parent = upper
         return upper
-
-
-def _shared(run: Sequence[int], keys: Sequence[int], at: int) -> int:
-    """Return how many blocks of a run follow in ``keys`` from ``at``; the first one does."""
-    low, high = 1, min(len(run), len(keys) - at)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if run[middle - 1] == keys[at + middle - 1]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
