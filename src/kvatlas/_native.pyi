@@ -379,6 +379,9 @@ class SimulatedEngines:
     def abort(self, engine: int, job: int, at_s: float) -> bool: ...
     def reset_cache(self, engine: int, at_s: float) -> bool: ...
     def run(self, until_s: float, events: bool) -> tuple[float, list[Happening]]: ...
+    def metrics(self, engine: int) -> tuple[int, int, int, int, float | None, int, float]:
+        """How busy it was when its last step ended."""
+
     def state(self, engine: int) -> tuple[int, int, int, int, float | None, int, float]:
         """Return the fields of an EngineState."""
 

@@ -20,6 +20,7 @@ def test_native_engines_do_what_the_reference_does(program: list[Act]) -> None:
         assert native.do(act) == reference.do(act)
         for engine in reference.specs:
             assert native.engines.state(engine) == reference.engines.state(engine)
+            assert native.engines.metrics(engine) == reference.engines.metrics(engine)
     reference.finish()
     native.finish()
     assert native.told == reference.told

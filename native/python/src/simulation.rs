@@ -78,11 +78,18 @@ impl SimulatedEngines {
 
     /// How busy an engine is.
     fn state(&self, engine: usize) -> PyResult<State> {
-        let state = self.engines.lock().state(engine).map_err(refused)?;
-        let kvatlas_sim::engine::State { waiting, running, blocks_used, cached_blocks, step_ends_s, preemptions, busy_s } =
-            state;
-        Ok((waiting, running, blocks_used, cached_blocks, step_ends_s, preemptions, busy_s))
+        self.engines.lock().state(engine).map(fields).map_err(refused)
     }
+
+    /// How busy it was when its last step ended.
+    fn metrics(&self, engine: usize) -> PyResult<State> {
+        self.engines.lock().metrics(engine).map(fields).map_err(refused)
+    }
+}
+
+fn fields(state: kvatlas_sim::engine::State) -> State {
+    let kvatlas_sim::engine::State { waiting, running, blocks_used, cached_blocks, step_ends_s, preemptions, busy_s } = state;
+    (waiting, running, blocks_used, cached_blocks, step_ends_s, preemptions, busy_s)
 }
 
 impl SimulatedEngines {

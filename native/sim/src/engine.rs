@@ -7,8 +7,9 @@ use crate::steady::Steady;
 use crate::told::{Kind, Told};
 use std::collections::VecDeque;
 
-/// What an engine would say in its metrics. As `kvatlas.sim.engines.EngineState`.
+/// How busy an engine is. As `kvatlas.sim.engines.EngineState`.
 #[allow(missing_docs)]
+#[derive(Clone)]
 pub struct State {
     pub waiting: usize,
     pub running: usize,
@@ -40,6 +41,9 @@ pub struct Engine {
     preemptions: u64,
     busy_s: f64,
     edges: Vec<Slot>,
+    /// Jobs that waited when the step under way began.
+    left_waiting: usize,
+    metrics: Option<State>,
 }
 
 impl Engine {
@@ -66,6 +70,8 @@ impl Engine {
             preemptions,
             busy_s,
             edges,
+            left_waiting: 0,
+            metrics: None,
         }
     }
 
@@ -92,6 +98,11 @@ impl Engine {
             preemptions: self.preemptions,
             busy_s: self.busy_s,
         }
+    }
+
+    /// As `Engines.metrics`.
+    pub(crate) fn metrics(&self) -> State {
+        self.metrics.clone().filter(|_| !self.jobs.is_empty()).unwrap_or_else(|| self.state())
     }
 
     /// All jobs, those that run before those that wait.
@@ -146,9 +157,11 @@ impl Engine {
         if self.is_batch_empty() {
             let ready_s = self.loading.iter().map(|&slot| self.jobs[slot].ready_s).filter(|&ready_s| ready_s > at_s);
             self.wakes_s = ready_s.fold(f64::INFINITY, f64::min);
+            self.metrics = Some(self.state());
         } else {
             self.step_s = self.spec.costs.step_seconds(self.step_work());
             self.step_ends_s = Some(at_s + self.step_s);
+            self.left_waiting = self.waiting.len() + self.loading.len();
         }
     }
 
@@ -179,6 +192,7 @@ impl Engine {
         self.busy_s += self.step_s;
         self.step_ends_s = None;
         self.wakes_s = self.wakes_at(at_s);
+        self.metrics = Some(State { waiting: self.left_waiting, ..self.state() });
         self.running.len() < before
     }
 

@@ -86,6 +86,11 @@ impl Engines {
         Ok(self.engine(number)?.state())
     }
 
+    /// As `Engines.metrics`.
+    pub fn metrics(&mut self, number: usize) -> Result<State, Refused> {
+        Ok(self.engine(number)?.metrics())
+    }
+
     /// As `Engines.run`: the time reached, and what happened.
     pub fn run(&mut self, until_s: f64, events: bool) -> Result<(f64, Told), Refused> {
         if until_s.is_nan() || until_s < self.now_s {

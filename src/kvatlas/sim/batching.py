@@ -32,6 +32,9 @@ class Engine:
         self._loads_end_s = 0.0
         self._preemptions = 0
         self._busy_s = 0.0
+        self._left_waiting = 0
+        """Jobs that waited when the step under way began."""
+        self._metrics: EngineState | None = None
 
     @property
     def due_s(self) -> float:
@@ -48,6 +51,9 @@ class Engine:
             preemptions=self._preemptions,
             busy_s=self._busy_s,
         )
+
+    def metrics(self) -> EngineState:
+        return self.state() if self._metrics is None or not self.jobs else self._metrics
 
     def add(self, job: Job, at_s: float) -> None:
         """Let a job wait that fits into the memory."""
@@ -77,8 +83,10 @@ class Engine:
         if self.batch:
             self._step_s = self._seconds()
             self.step_ends_s = at_s + self._step_s
+            self._left_waiting = len(self.waiting) + len(self.loading)
         else:
             self.wakes_s = min((work.ready_s for work in self.loading if work.ready_s > at_s), default=math.inf)
+            self._metrics = self.state()
 
     def end_step(self, at_s: float) -> bool:
         """Let the step's tokens come. Return whether a job finished."""
@@ -94,6 +102,7 @@ class Engine:
         if finished:
             self.running = [work for work in self.running if work.job.id in self.jobs]
         self.wakes_s = at_s if self.jobs else math.inf
+        self._metrics = self.state()._replace(waiting=self._left_waiting)
         return finished
 
     def _schedule(self, at_s: float) -> None:

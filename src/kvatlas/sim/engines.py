@@ -86,7 +86,7 @@ class Happening(NamedTuple):
 
 
 class EngineState(NamedTuple):
-    """What an engine would say in its metrics."""
+    """How busy an engine is."""
 
     waiting: int
     """Also those whose blocks are being loaded."""
@@ -146,4 +146,12 @@ class Engines(Protocol):
 
     def state(self, engine: int) -> EngineState:
         """Return how busy an engine is now."""
+        ...
+
+    def metrics(self, engine: int) -> EngineState:
+        """Return what an engine says of itself: how busy it was when its last step ended, of the jobs it knew when that began.
+
+        So vLLM's gauges: a step's statistics come with its output, and jobs that come meanwhile wait outside of the scheduler
+        (v1/core/sched/scheduler.py, ``make_stats``). Without any job it is what is so now.
+        """
         ...

@@ -56,6 +56,7 @@ def simulate(
     engines: Engines,
     path: EventPath = DIRECT,
     report_every_s: float = REPORT_EVERY_S,
+    in_flight_max: int | None = None,
     changes: Sequence[Change] = (),
     arrivals_until_s: float = math.inf,
     ends_s: float = math.inf,
@@ -64,12 +65,14 @@ def simulate(
     """Send a workload through a fleet, and return what its users and engines saw.
 
     ``policy``: a name or a file, as for :func:`kvatlas.sim.policies.make_policy`, or what makes one. ``engines``: without any
-    in it yet. ``path``: of events; it does nothing where the policy hears none. ``arrivals_until_s``: who would come later does
-    not come; ``ends_s``: whoever is not answered then is left out of the result but for ``arrived``. Raises ConfigError for a
-    policy that is none, ValueError for values that engines refuse.
+    in it yet. ``path``: of events; it does nothing where the policy hears none. ``in_flight_max``: who comes while so many
+    are not answered is refused at once, as by a gateway that bounds what it has open. ``arrivals_until_s``: who would come
+    later does not come; ``ends_s``: whoever is not answered then is left out of the result but for ``arrived``. Raises
+    ConfigError for a policy that is none, ValueError for values that engines refuse.
     """
     began_s = time.perf_counter()
     fleet = _Fleet(workload, policy, specs, seed=seed, engines=engines, path=path, report_every_s=report_every_s)
+    fleet.in_flight_max = in_flight_max
     fleet.plan(changes)
     fleet.run(min(arrivals_until_s, ends_s), ends_s, progress)
     return fleet.result(seed, time.perf_counter() - began_s)
@@ -120,7 +123,8 @@ class _Fleet:
         """How many report intervals have been told."""
         self._sample_s = 0.0
         self._expire_s = EXPIRE_EVERY_S
-        self._sent_again = self._found_nobody = self._doubtful = 0
+        self.in_flight_max: int | None = None
+        self._sent_again = self._found_nobody = self._doubtful = self._beyond_bound = 0
         for spec in specs:
             self._join(spec)
 
@@ -165,13 +169,13 @@ class _Fleet:
 
     def _look(self) -> None:
         """Read engines' metrics, for the policy and for the result."""
-        states = [(engine, spec, self._engines.state(engine)) for engine, spec in self._specs.items()]
         reports = int(self._now_s / self._report_every_s + _ROUNDING)
         if self._policy.hears_reports and reports > self._reported:
             self._reported = reports
-            for engine, _, state in states:
-                self._policy.report(engine, state, self._now_s)
+            for engine in self._specs:
+                self._policy.report(engine, self._engines.metrics(engine), self._now_s)
         if self._now_s >= self._sample_s:
+            states = [(engine, spec, self._engines.state(engine)) for engine, spec in self._specs.items()]
             idle = int((self._now_s - self._sample_s) / SAMPLE_EVERY_S)  # nobody looks while nothing is in flight
             self._tally.sampled(states, self._now_s, idle)
             self._sample_s += (1 + idle) * SAMPLE_EVERY_S
@@ -226,6 +230,10 @@ class _Fleet:
 
     def _arrive(self, arrival: Arrival) -> None:
         self._tally.arrives(self._now_s, arrival.phase)
+        if self.in_flight_max is not None and len(self._requests) >= self.in_flight_max:
+            self._beyond_bound += 1
+            self._tally.refused += 1
+            return
         keys = self._chains[self._size].keys(arrival.tokens, arrival.session)
         request = Request(next(self._ids), arrival, self._now_s, keys, arrival.prompt_tokens // self._size)
         self._requests[request.id] = request
@@ -332,6 +340,7 @@ class _Fleet:
         counts = {
             "requests were sent again: their engine left": self._sent_again,
             "requests were refused: no engine was there": self._found_nobody,
+            "requests were refused: as many as may be were in flight": self._beyond_bound,
             "requests were not answered when the run ended": len(self._requests),
             "frames of events were lost": sum(stream.lost for stream in streams),
             "gaps were found in streams of events": sum(stream.gaps for stream in streams),

@@ -57,3 +57,6 @@ class NativeEngines:
 
     def state(self, engine: int) -> EngineState:
         return EngineState._make(self._core.state(engine))
+
+    def metrics(self, engine: int) -> EngineState:
+        return EngineState._make(self._core.metrics(engine))

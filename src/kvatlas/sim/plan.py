@@ -29,6 +29,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """From what an engine does to the event that tells of it."""
     event_loss: float = 0.0
     """Share of messages with events that are lost."""
+    in_flight_max: int | None = None
+    """Requests in flight, beyond which whoever comes is refused. None: no bound."""
     label: str = ""
     """What was varied, as ``name=value``."""
 
@@ -42,5 +44,6 @@ def run(plan: Plan) -> RunResult:
         seed=plan.seed,
         engines=make_engines(),
         path=EventPath(lag_s=plan.event_lag_s, loss=plan.event_loss),
+        in_flight_max=plan.in_flight_max,
     )
     return msgspec.structs.replace(result, scale=plan.scale, label=plan.label)

@@ -87,6 +87,9 @@ class ReferenceEngines:
     def state(self, engine: int) -> EngineState:
         return self._engine(engine).state()
 
+    def metrics(self, engine: int) -> EngineState:
+        return self._engine(engine).metrics()
+
     def _engine(self, number: int) -> Engine:
         try:
             return self._engines[number]

@@ -44,6 +44,7 @@ class _OfRun(msgspec.Struct, frozen=True, kw_only=True):
     limit: Annotated[int, Meta(ge=1)] | None = None
     event_lag_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
     event_loss: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    in_flight_max: Annotated[int, Meta(ge=1)] | None = None
 
 
 _RUN = [field.name for field in msgspec.structs.fields(_OfRun)]

@@ -120,6 +120,28 @@ def test_no_more_jobs_run_than_may(engines: Engines) -> None:
     assert (2.0, "SCHEDULED", 2) in lives(run(engines))
 
 
+def test_metrics_are_those_of_the_last_step_that_ended(engines: Engines) -> None:
+    """As vLLM's gauges: who comes while a step is under way is not in them before the next one ended."""
+    engine = engines.join(spec(running_max=1), 0.0)
+
+    def said() -> tuple[int, int]:
+        metrics = engines.metrics(engine)
+        return metrics.running, metrics.waiting
+
+    engines.add(engine, job(1, 4, output=4), 0.0)
+    engines.run(0.5)
+    assert said() == (1, 0)  # it never ended a step: what is so now
+    engines.run(1.5)
+    engines.add(engine, job(2, 4), 1.5)
+    engines.run(2.5)
+    assert said() == (1, 0)
+    assert engines.state(engine).waiting == 1
+    engines.run(3.5)
+    assert said() == (1, 1)
+    run(engines)
+    assert said() == (0, 0)
+
+
 def test_blocks_come_back_from_a_tier_before_the_prompt_is_computed(engines: Engines) -> None:
     """While they are loaded, others run. Loads are done one after the other."""
     tier = TierSpec(name="cpu", blocks=100, load_block_s=0.75, latency_s=0.25)

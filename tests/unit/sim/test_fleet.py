@@ -144,6 +144,12 @@ def test_what_fits_nowhere_is_refused_and_what_fits_somewhere_is_not() -> None:
         assert (result.arrived, result.finished, result.refused) == (4, 3, 1)
 
 
+def test_whoever_comes_while_as_many_as_may_be_are_in_flight_is_refused_and_told() -> None:
+    result = run(Given([arrival(at_s, tokens(at_s, 64)) for at_s in (0.0, 0.001, 0.002, 60.0)]), in_flight_max=2)
+    assert (result.arrived, result.finished, result.refused) == (4, 3, 1)
+    assert result.notes == ("1 requests were refused: as many as may be were in flight",)
+
+
 def test_engines_may_have_blocks_of_different_sizes() -> None:
     specs = [SMALL, EngineSpec(costs=COSTS, gpu_blocks=250, block_size_tokens=64)]
     result = run(shared_prefixes(2, requests=40, per_s=10.0), "kvatlas", specs=specs)

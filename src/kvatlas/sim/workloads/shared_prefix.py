@@ -1,8 +1,9 @@
 """llm-d's shared-prefix benchmark: groups with a system prompt each, users with a question each, a ladder of rates.
 
-Sources: llm-d-benchmark's report "X-70R-6kSys" (8 pods with 307,328 KV tokens each, Qwen3-32B; the stages below are its own);
-kubernetes-sigs/inference-perf, ``shared_prefix`` data and the load generator: all prompts are shuffled once, each stage begins
-with the first of them, and a stage begins when all requests of the one before are answered.
+Sources: llm-d-kv-cache, benchmarking/73-capacity/README.md, "X-70R-6kSys" (8 pods with 307,328 KV tokens each, Qwen3-32B; the
+stages below are its own); kubernetes-sigs/inference-perf at 5b1da4d, ``shared_prefix`` data and the load generator: all prompts
+are shuffled once, each stage begins with the first of them, and a stage begins when all requests of the one before are
+answered. Its arrivals come Poisson-many a second, evenly drawn within it; here the time between two is exponential.
 """
 
 from __future__ import annotations
