@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 
 import httpx
 import pytest
@@ -288,6 +289,20 @@ async def test_assistive_technology_finds_names_headings_and_tables(chromium: Br
         assert await page.run("document.documentElement.lang") == "en"
         twice = "[...document.querySelectorAll('[id]')].map(one => one.id).filter((id, at, all) => all.indexOf(id) !== at)"
         assert await page.run(twice) == []
+
+
+async def test_where_routing_goes_by_history_alone_the_page_says_why_there_are_no_prefixes(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    file = tmp_path / "epp.yaml"
+    file.write_text(
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+        "plugins: [{type: approx-prefix-cache-producer}, {type: prefix-cache-scorer}]\n"
+        "schedulingProfiles: [{name: default, plugins: [{pluginRef: prefix-cache-scorer}]}]\n"
+    )
+    async with fleet(1, f"route.pickerConfig={file}") as (addresses, _), dashboard(chromium, addresses) as page:
+        await chat(addresses, "one", "r1")
+        await page.until("document.getElementById('prefixes-note').textContent.includes('no prompt is looked up in the index')")
 
 
 async def test_a_phone_shows_all_without_scrolling_sideways(chromium: Browser) -> None:

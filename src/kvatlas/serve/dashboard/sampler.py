@@ -196,6 +196,7 @@ class Sampler:
             recent=self._recent(grown),
             problems=self._since.dated(problems_of(facts), self._wall()),
             prefixes=prefixes,
+            prompts_matched=self.tally.prompts_matched,
             decisions=tuple(decisions),
         )
         return Sample(number, fleet, msgspec.json.encode(fleet), rows)

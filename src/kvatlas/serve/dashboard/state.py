@@ -173,4 +173,6 @@ class FleetShown(msgspec.Struct, frozen=True, kw_only=True):
     recent: Recent
     problems: tuple[Problem, ...]
     prefixes: tuple[PrefixShown, ...]
+    prompts_matched: bool
+    """Any prompt was matched with the index; else there can be no prefixes."""
     decisions: tuple[DecisionShown, ...]

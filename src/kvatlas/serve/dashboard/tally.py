@@ -51,12 +51,15 @@ class Tally:
         self._lock = threading.Lock()
         self._totals = Totals()
         self._ttfts_s: deque[float] = deque(maxlen=TTFTS_MAX)
+        self.prompts_matched = False
+        """Whether the index was asked for any prompt: prefixes are known by its block keys alone."""
         self._sent: dict[str, int] = {}
         self._without_tokens: dict[str, int] = {}
 
     def matched(self, model: str, keys: Sequence[BlockKey], prompt_tokens: int, held_blocks: int) -> None:
         """Note a prompt that was matched; see :data:`kvatlas.indexer.Matched`."""
         self._prefixes.offer(model, keys, held_blocks)
+        self.prompts_matched = True
         if self._routed:
             return
         with self._lock:

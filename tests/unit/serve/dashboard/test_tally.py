@@ -35,6 +35,15 @@ def test_without_a_router_queries_are_counted_with_what_the_best_holder_has() ->
     assert tally.totals() == Totals(requests=2, prompt_tokens=134, saved_tokens=48 + 63)  # the last token is always computed
 
 
+def test_whether_any_prompt_was_looked_up_in_the_index_is_known() -> None:
+    tally = Tally(16, HotPrefixes(), routed=True)
+    cycle, made = decision(48)
+    tally.decided(cycle, made)
+    assert not tally.prompts_matched
+    tally.matched("m", KEYS, 70, 3)
+    assert tally.prompts_matched
+
+
 def test_a_router_is_believed_before_queries_and_engines_before_predictions() -> None:
     tally = Tally(16, HotPrefixes(), routed=True)
     tally.matched("m", KEYS, 70, 3)

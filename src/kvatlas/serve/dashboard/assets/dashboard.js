@@ -380,11 +380,14 @@ at("figures").addEventListener("toggle", showFigures);
 
 // -- prefixes ---------------------------------------------------------------------------------------------------------
 
+const PREFIXES_ARE = "Beginnings that several prompts of late had in common, and who holds them to their end. Requests of 5 minutes ago count half. Prompts themselves are not kept.";
+const NO_PREFIXES = "None yet: at least two prompts have to begin with the same block.";
+const NOT_MATCHED = "Requests come, but no prompt is looked up in the index: they are routed by what was sent where before, or their tokens are not known. "
+  + "To see prefixes and who holds them, let the picker configuration have a blended-prefix-cache-producer or precise-prefix-cache-producer, and name the model's tokenizer.";
+
 function showPrefixes(fleet) {
   const { prefixes } = fleet;
-  text(at("prefixes-note"), prefixes.length
-    ? "Beginnings that several prompts of late had in common, and who holds them to their end. Requests of 5 minutes ago count half. Prompts themselves are not kept."
-    : "None yet: at least two prompts have to begin with the same block.");
+  text(at("prefixes-note"), prefixes.length ? PREFIXES_ARE : !fleet.prompts_matched && fleet.recent.requests > 0 ? NOT_MATCHED : NO_PREFIXES);
   const below = new Map();
   for (const one of prefixes) {
     const parent = one.parent ?? null;
