@@ -3,11 +3,15 @@
 Every cost is a size over a speed (``EngineCosts`` says what it is multiplied with):
 
     step_s             = bytes of the weights               / (GPUs * memory bandwidth * WEIGHTS_SHARE)
-    prefill_token_s    = 2 * active parameters              / (GPUs * peak FLOP/s * COMPUTE_SHARE)
-    prefill_context_s  = 2 * heads * layers * (width of keys + width of values) / (GPUs * peak FLOP/s * COMPUTE_SHARE)
+    prefill_token_s    = 2 * active parameters              / (GPUs * peak FLOP/s * compute share)
+    prefill_context_s  = 2 * heads * layers * (width of keys + width of values) / (GPUs * peak FLOP/s * compute share)
     decode_request_s   = prefill_token_s: the same work for one token
     decode_context_s   = bytes of one token's keys and values / (GPUs * memory bandwidth * KV_SHARE)
     gpu_blocks         = (GPUs * (MEMORY_SHARE * memory - RESERVED_BYTES) - weights) / bytes of a block
+
+Sizes of models and GPUs are published, each with its source. Shares of peaks are fitted to published measurements, as each
+says; what follows from them, and from memory that nobody published, is derived. docs/simulator-engine.md has what they predict
+beside what was measured.
 
 The sum is a little pessimistic: a GPU reads weights while it computes. Not in it: what GPUs send each other, and that a mixture
 of experts reads fewer weights for a small batch. Where such numbers matter, measure (``kvatlas calibrate``).
@@ -25,7 +29,9 @@ from kvatlas.sim.engines import EngineSpec
 GIB = 1 << 30
 
 COMPUTE_SHARE = 0.5
-"""Of the peak: the upper end of the 30 to 50 % that prompts reach (zeroentropy.dev/concepts/mfu)."""
+"""Of the peak, for dense models: the upper end of the 30 to 50 % that prompts are said to reach
+(zeroentropy.dev/concepts/mfu). Measured: 53 % with Qwen3-32B on an A100 with vLLM 0.11, 2,521 tokens/s
+(docs.gpustack.ai, performance-lab/qwen3-32b/a100)."""
 WEIGHTS_SHARE = 0.5
 """Of the bandwidth's peak, with all that a step costs anyway: fitted to vLLM's own benchmark, in which 128 tokens for a batch
 of 8 took 833 ms with Llama 8B on H200 (51 %), and 2,078 ms with 70B on four (45 %).
@@ -36,7 +42,8 @@ KV_SHARE = 0.7
 MEMORY_SHARE = 0.9
 """vLLM's ``gpu_memory_utilization`` for many versions."""
 RESERVED_BYTES = 3.65 * GIB
-"""A GPU's for activations, CUDA graphs and the rest: fitted, so that Qwen3-32B on 2 H100 gets llm-d's 307,328 tokens."""
+"""A GPU's for activations, CUDA graphs and the half GiB that a process does not get of what nvidia-smi shows: fitted, so that
+Qwen3-32B on 2 H100 gets llm-d's 307,328 tokens."""
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +51,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     memory_bytes: float
+    """What nvidia-smi shows; of A100 what PyTorch does, because nvidia-smi shows the 80 GiB that nobody gets."""
     bandwidth: float
     """Bytes a second."""
     flops_16: float
@@ -73,6 +81,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """Each GPU has its heads' part. False: each has all of it (a latent that all heads share)."""
     weights_8_bit: bool = False
     """It computes with 8 bits."""
+    compute_share: float = COMPUTE_SHARE
+    """Of the peak: mixtures of experts multiply smaller matrices, and reach less of it."""
     source: str
 
 
@@ -106,7 +116,7 @@ H100 = Gpu(
     flops_8=1979e12,
     step_tokens_max=8192,
     running_max=1024,
-    source="NVIDIA H100 data sheet",
+    source="NVIDIA H100 data sheet (half of its tensor figures, which are with sparsity; nvidia-smi: 81,559 MiB)",
 )
 H200 = Gpu(
     name="H200 141GB SXM",
@@ -116,7 +126,7 @@ H200 = Gpu(
     flops_8=1979e12,
     step_tokens_max=8192,
     running_max=1024,
-    source="NVIDIA H200 data sheet",
+    source="NVIDIA H200 data sheet (half of its tensor figures, which are with sparsity; nvidia-smi: 143,771 MiB)",
 )
 L4 = Gpu(
     name="L4 24GB",
@@ -126,7 +136,7 @@ L4 = Gpu(
     flops_8=242e12,
     step_tokens_max=2048,
     running_max=256,
-    source="NVIDIA L4 data sheet (half of its figures, which are with sparsity)",
+    source="NVIDIA L4 data sheet (half of its tensor figures, which are with sparsity; nvidia-smi: 23,034 MiB)",
 )
 
 
@@ -159,7 +169,9 @@ GPT_OSS_120B = Model(
     key_width=64,
     value_width=64,
     kv_bytes_token=2 * 18 * 8 * 64 * 2,
-    source="arXiv:2508.10925 (60.8 GiB checkpoint; 36 layers, every other one with a window of 128 tokens)",
+    compute_share=0.28,
+    source="arXiv:2508.10925 (60.8 GiB checkpoint; 36 layers, every other one with a window of 128 tokens); share of peak "
+    "fitted to vLLM 0.10.2 with prompts of 4,000 tokens (docs.gpustack.ai, performance-lab/gpt-oss-120b/h100)",
 )
 DEEPSEEK_V3 = Model(
     name="DeepSeek-V3",
@@ -172,7 +184,9 @@ DEEPSEEK_V3 = Model(
     kv_bytes_token=61 * (512 + 64) * 2,
     kv_shared_out=False,
     weights_8_bit=True,
-    source="arXiv:2412.19437, section 4.2 (MLA: 512 + 64 values a token and layer, here in 16 bits)",
+    compute_share=0.25,
+    source="arXiv:2412.19437, section 4.2 (MLA: 512 + 64 values a token and layer, here in 16 bits); share of peak from 52,300 "
+    "prompt tokens/s of 8 H100, SGLang with expert parallelism (lmsys.org/blog/2025-05-05-large-scale-ep)",
 )
 
 
@@ -181,7 +195,7 @@ def derive(model: Model, gpu: Gpu, gpus: int = 1, *, gpu_tokens: int | None = No
 
     ValueError where the model does not fit.
     """
-    flops = gpus * (gpu.flops_8 if model.weights_8_bit else gpu.flops_16) * COMPUTE_SHARE
+    flops = gpus * (gpu.flops_8 if model.weights_8_bit else gpu.flops_16) * model.compute_share
     bandwidth = gpus * gpu.bandwidth
     kv_bytes = model.kv_bytes_token * (1 if model.kv_shared_out else gpus)
     if gpu_tokens is None:
