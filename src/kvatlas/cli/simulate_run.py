@@ -23,7 +23,7 @@ from kvatlas.sim.batch import Outcome, outcomes
 from kvatlas.sim.engines import EngineSpec
 from kvatlas.sim.plan import Plan
 from kvatlas.sim.policies import POLICIES
-from kvatlas.sim.presets import PRESETS
+from kvatlas.sim.presets import preset_spec
 from kvatlas.sim.report import check, write
 from kvatlas.sim.results import RunResult
 from kvatlas.sim.spec_file import read_spec
@@ -69,9 +69,7 @@ def _policies(given: Sequence[str]) -> tuple[str, ...]:
 
 def _spec(preset: str | None, file: Path | None) -> EngineSpec:
     if file is None:
-        if preset is not None and preset not in PRESETS:
-            raise unknown_name("--preset", "preset", preset, list(PRESETS))
-        return PRESETS[preset or PRESET].spec
+        return preset_spec(preset or PRESET)
     if preset is not None:
         raise RequestError("--spec", "and --preset are two engines", "give one of both; --set changes single fields")
     if not file.is_file():

@@ -5,14 +5,16 @@ Source: LMCache/lmcache-agent-trace, Apache-2.0: agents at work on tau-bench, 47
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import random
 from collections.abc import Iterator
-from importlib.resources import files
+from importlib.resources import as_file, files
 from typing import Any
 
 import msgspec
+
+from kvatlas.sim.workloads.text_trace import EXAMPLE
+from kvatlas.sim.workloads.trace_lines import TraceLines
 
 PACKAGED = "taubench.jsonl.gz"
 ANSWER_TOKENS_MIN, ANSWER_TOKENS_MAX = 8, 48
@@ -47,9 +49,10 @@ def sessions(seed: int) -> Iterator[tuple[Chat, ...]]:
 
 def _read() -> list[list[_Record]]:
     """Return the trace's sessions, each in the order of time."""
-    lines = gzip.decompress((files("kvatlas.demo") / PACKAGED).read_bytes()).splitlines()
+    with as_file(files("kvatlas.demo") / PACKAGED) as file:
+        records = [record for _, record in TraceLines(file, _Record, EXAMPLE)]
     found: dict[str, list[_Record]] = {}
-    for record in sorted((msgspec.json.decode(line, type=_Record) for line in lines), key=lambda one: one.timestamp):
+    for record in sorted(records, key=lambda one: one.timestamp):
         found.setdefault(record.session_id, []).append(record)
     return list(found.values())
 

@@ -19,10 +19,12 @@ of experts reads fewer weights for a small batch. Where such numbers matter, mea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
+from kvatlas.route.parameters import unknown_name
 from kvatlas.sim.costs import EngineCosts
 from kvatlas.sim.engines import EngineSpec
 
@@ -259,3 +261,11 @@ PRESETS: dict[str, Preset] = {
     )
 }
 """By name."""
+
+
+def preset_spec(name: str, others: Mapping[str, EngineSpec] | None = None) -> EngineSpec:
+    """Return a preset's engine, or one of ``others``. ConfigError, of the option ``--preset``, for a name that nothing has."""
+    found = {**(others or {}), **{preset.name: preset.spec for preset in PRESETS.values()}}
+    if name not in found:
+        raise unknown_name("--preset", "preset", name, list(found))
+    return found[name]

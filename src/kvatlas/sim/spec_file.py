@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import yaml
 
 from kvatlas.config.layers import build, parse_yaml
 from kvatlas.errors import ConfigError
+from kvatlas.sim.checks import check_spec
 from kvatlas.sim.engines import EngineSpec
 
 BYTES_MAX = 1 << 20
@@ -39,9 +39,12 @@ def spec_of(text: str, source: str) -> EngineSpec:
     if not isinstance(tree, dict):
         raise ConfigError(source, "is no mapping", "an engine's fields: costs, gpu_blocks, ...")
     spec = build(EngineSpec, tree, source)
-    for path, value, least in _numbers(spec):
-        if not (math.isfinite(value) and value >= least):
-            raise ConfigError(f"{source}.{path}", f"is {value}", f"a number, {least} or more")
+    try:
+        check_spec(spec)
+    except ValueError as error:
+        field, _, said = str(error).partition(": expected ")
+        allowed, _, value = said.rpartition(", got ")
+        raise ConfigError(f"{source}.{field}", f"is {value}", allowed) from None
     return spec
 
 
@@ -51,14 +54,3 @@ def spec_text(spec: EngineSpec, remarks: Sequence[str] = ()) -> str:
     tree["costs"] = {name: float(f"{seconds:.{DIGITS}g}") for name, seconds in tree["costs"].items()}
     lines = [f"# {line}".rstrip() for line in remarks]
     return "\n".join([*lines, yaml.safe_dump(tree, sort_keys=False)])
-
-
-def _numbers(spec: EngineSpec) -> list[tuple[str, float, float]]:
-    """Return the path, value and least value of every number."""
-    found = [(f"costs.{name}", getattr(spec.costs, name), 0.0) for name in spec.costs.__struct_fields__]
-    least = {"gpu_blocks": 2.0, "block_size_tokens": 1.0, "step_tokens_max": 1.0, "running_max": 1.0}
-    found += [(name, getattr(spec, name), floor) for name, floor in least.items()]
-    for number, tier in enumerate(spec.tiers):
-        found.append((f"tiers[{number}].blocks", tier.blocks, 1.0))
-        found += [(f"tiers[{number}].{name}", getattr(tier, name), 0.0) for name in ("load_block_s", "latency_s")]
-    return found

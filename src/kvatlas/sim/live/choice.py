@@ -6,10 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from kvatlas.errors import ConfigError
 from kvatlas.sim.costs import EngineCosts
 from kvatlas.sim.engines import EngineSpec
-from kvatlas.sim.presets import PRESETS
+from kvatlas.sim.presets import preset_spec
 from kvatlas.sim.spec_file import read_spec
 
 SMALL = EngineSpec(
@@ -29,17 +28,9 @@ SMALL = EngineSpec(
 
 def chosen_spec(preset: str, file: Path | None, gpu_blocks: int | None, block_size: int | None) -> EngineSpec:
     """Return a file's engine, or else a preset's, with these sizes where they are given. Raises ConfigError."""
-    spec = _preset(preset) if file is None else read_spec(file)
+    spec = preset_spec(preset, {"small": SMALL}) if file is None else read_spec(file)
     return msgspec.structs.replace(
         spec,
         gpu_blocks=spec.gpu_blocks if gpu_blocks is None else gpu_blocks,
         block_size_tokens=spec.block_size_tokens if block_size is None else block_size,
     )
-
-
-def _preset(name: str) -> EngineSpec:
-    if name == "small":
-        return SMALL
-    if name not in PRESETS:
-        raise ConfigError("--preset", f"{name!r:.40} is none", ", ".join(("small", *PRESETS)))
-    return PRESETS[name].spec
