@@ -37,14 +37,26 @@ class InFlight(msgspec.Struct, frozen=True, gc=False):
     """Those without a first token yet."""
     prefill_tokens: int = 0
     """Tokens that these have to compute: prompt less the prefix that was predicted to be cached."""
+    prefill_pairs: int = 0
+    """Of these tokens, each with each token that it attends to: what attention costs goes by (:func:`attention_pairs`)."""
     first_tokens: int = 0
-    """Of these, those of the prompt that was sent first: what is computed now, if prompts are computed in turn."""
+    """Of the tokens, those of the prompt that was sent first: what is computed now, if prompts are computed in turn."""
+    first_pairs: int = 0
+    """The same of the pairs."""
     first_since_s: float | None = None
     """Since when it may be computed, on the router's clock: it was sent, or the one before it got its first token.
     None also where other routers' prompts wait there too: which is the first is not known then."""
 
 
 NOTHING = InFlight()
+
+
+def attention_pairs(computed_tokens: float, prompt_tokens: float) -> float:
+    """Return how many pairs of tokens attention is computed of, where so many of a prompt's tokens are computed, the last ones.
+
+    Each attends to all before it, computed or cached: the mean context, times the tokens.
+    """
+    return computed_tokens * (prompt_tokens - computed_tokens / 2)
 
 
 class Load(msgspec.Struct, frozen=True, gc=False):
@@ -89,14 +101,14 @@ class LoadBook:
         if (entry := self._loads.get(endpoint)) is not None:
             entry.add(-1, -tokens)
 
-    def prefill_began(self, endpoint: str, tokens: int, now_s: float) -> None:
-        """Note a prompt of which so many tokens have to be computed."""
-        self._entry(endpoint).prefill_began(tokens, now_s)
+    def prefill_began(self, endpoint: str, tokens: int, pairs: int, now_s: float) -> None:
+        """Note a prompt of which so many tokens have to be computed, and their ``attention_pairs``."""
+        self._entry(endpoint).prefill_began(tokens, pairs, now_s)
 
-    def prefill_ended(self, endpoint: str, tokens: int, now_s: float) -> None:
-        """Note that they are. ``tokens``: as given to :meth:`prefill_began`."""
+    def prefill_ended(self, endpoint: str, tokens: int, pairs: int, now_s: float) -> None:
+        """Note that they are. ``tokens`` and ``pairs``: as given to :meth:`prefill_began`."""
         if (entry := self._loads.get(endpoint)) is not None:
-            entry.prefill_ended(tokens, now_s)
+            entry.prefill_ended(tokens, pairs, now_s)
 
     def own(self, endpoint: str) -> InFlight:
         """Return what was sent there from here."""
@@ -126,6 +138,7 @@ class _Entry:
         "first_since_s",
         "made",
         "others",
+        "prefill_pairs",
         "prefill_tokens",
         "prefills",
         "prefills_reported",
@@ -140,9 +153,11 @@ class _Entry:
         self.others = NOTHING
         self.requests = 0
         self.tokens = 0
-        self.prefills: deque[int] = deque()
-        """Tokens of each prompt without a first token, in the order of sending. As many as there are requests in flight."""
+        self.prefills: deque[tuple[int, int]] = deque()
+        """Tokens and pairs of each prompt without a first token, in the order of sending. As many as there are requests in
+        flight."""
         self.prefill_tokens = 0
+        self.prefill_pairs = 0
         self.first_since_s: float | None = None
         self.made: Load | None = None
         """What :meth:`load` returned last, as long as it is true."""
@@ -154,19 +169,21 @@ class _Entry:
             self.requests, self.tokens = max(0, self.requests), max(0, self.tokens)
         self.made = None
 
-    def prefill_began(self, tokens: int, now_s: float) -> None:
+    def prefill_began(self, tokens: int, pairs: int, now_s: float) -> None:
         if not self.prefills:
             self.first_since_s = now_s
-        self.prefills.append(tokens)
+        self.prefills.append((tokens, pairs))
         self.prefill_tokens += tokens
+        self.prefill_pairs += pairs
         self.made = None
 
-    def prefill_ended(self, tokens: int, now_s: float) -> None:
+    def prefill_ended(self, tokens: int, pairs: int, now_s: float) -> None:
         try:
-            self.prefills.remove(tokens)  # of equal ones it does not matter which
+            self.prefills.remove((tokens, pairs))  # of equal ones it does not matter which
         except ValueError:
             return  # of an endpoint that was forgotten and came back
         self.prefill_tokens -= tokens
+        self.prefill_pairs -= pairs
         self.first_since_s = now_s if self.prefills else None
         self.made = None
 
@@ -178,8 +195,17 @@ class _Entry:
 
     def own(self) -> InFlight:
         prefills = self.prefills
-        first = prefills[0] if prefills else 0
-        return InFlight(self.requests, self.tokens, len(prefills), self.prefill_tokens, first, self.first_since_s)
+        first_tokens, first_pairs = prefills[0] if prefills else (0, 0)
+        return InFlight(
+            self.requests,
+            self.tokens,
+            len(prefills),
+            self.prefill_tokens,
+            self.prefill_pairs,
+            first_tokens,
+            first_pairs,
+            self.first_since_s,
+        )
 
     def _all(self) -> InFlight:
         own, others = self.own(), self.others
@@ -188,7 +214,8 @@ class _Entry:
             own.tokens + others.tokens,
             own.prefill_requests + others.prefill_requests,
             own.prefill_tokens + others.prefill_tokens,
-            *((own.first_tokens, own.first_since_s) if not others.prefill_requests else ()),
+            own.prefill_pairs + others.prefill_pairs,
+            *((own.first_tokens, own.first_pairs, own.first_since_s) if not others.prefill_requests else ()),
         )
 
 

@@ -20,7 +20,7 @@ from kvatlas.errors import ConfigError, NoCachedPrefixError, NoEndpointError
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision
 from kvatlas.route.endpoint import Endpoint, EndpointName
-from kvatlas.route.load import EngineReport, InFlight, Load, LoadBook
+from kvatlas.route.load import EngineReport, InFlight, Load, LoadBook, attention_pairs
 from kvatlas.route.log import DecisionLog, Logged
 from kvatlas.route.outcome import Outcome
 from kvatlas.route.plugins import DecisionObserver, OutcomeObserver, PoolObserver, RemembersRoutes, ResponseHeaders
@@ -266,10 +266,11 @@ class Flight:
     def _depart(self, at: EndpointName, prefill_at: EndpointName, cached_tokens: int) -> None:
         self._at = at
         self._prefill_at = prefill_at
-        self._prefill_tokens = max(0, self._tokens - cached_tokens)
+        self._prefill_tokens = tokens = max(0, self._tokens - cached_tokens)
+        self._prefill_pairs = round(attention_pairs(tokens, self._tokens))
         self._prefilling = True
         loads = self._router._loads
-        loads.prefill_began(prefill_at, self._prefill_tokens, self._router._clock())
+        loads.prefill_began(prefill_at, tokens, self._prefill_pairs, self._router._clock())
         for endpoint in {at, prefill_at}:
             loads.began(endpoint, self._tokens)
         self._router._in_flight_changed(at, prefill_at)
@@ -277,7 +278,7 @@ class Flight:
     def _end_prefill(self) -> None:
         self._prefilling = False
         loads = self._router._loads
-        loads.prefill_ended(self._prefill_at, self._prefill_tokens, self._router._clock())
+        loads.prefill_ended(self._prefill_at, self._prefill_tokens, self._prefill_pairs, self._router._clock())
         if self._prefill_at != self._at:
             loads.ended(self._prefill_at, self._tokens)
         self._router._in_flight_changed(self._prefill_at)

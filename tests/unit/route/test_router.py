@@ -200,7 +200,8 @@ def test_a_request_that_wants_a_cached_prefix_is_refused_where_there_is_none() -
 def test_a_request_counts_where_it_is_sent_until_it_ends() -> None:
     made = router(profile(x=(Fixed(a=1.0), 1.0)), producers=[Holds(a=48)])
     flight = made.decide(request())
-    assert in_flight(made) == {"a": InFlight(1, 64, 1, 16, 16, 100.0)}
+    pairs = 48 * 16 + 16 * 16 // 2
+    assert in_flight(made) == {"a": InFlight(1, 64, 1, 16, pairs, 16, pairs, 100.0)}
     flight.first_token(0.1)
     assert in_flight(made) == {"a": InFlight(1, 64, 0, 0)}
     flight.first_token(0.2)
@@ -231,7 +232,7 @@ def test_a_retry_moves_what_counts_and_takes_nothing_to_be_cached_there() -> Non
     made = router(profile(x=(Fixed(a=1.0), 1.0)), producers=[Holds(a=48)])
     flight = made.decide(request())
     flight.moved(EndpointName("b"))
-    assert in_flight(made) == {"b": InFlight(1, 64, 1, 64, 64, 100.0)}
+    assert in_flight(made) == {"b": InFlight(1, 64, 1, 64, 64 * 32, 64, 64 * 32, 100.0)}
     flight.finished(DONE)
     assert in_flight(made) == {}
     logged = made.log.get("r")
@@ -244,7 +245,7 @@ def test_a_prompt_computed_elsewhere_counts_there_until_its_first_token() -> Non
     made = router(decode, prefill, producers=[Holds(b=48)], handler=Split())
     flight = made.decide(request())
     assert flight.decision.predicted_cached_tokens == 48
-    assert in_flight(made) == {"a": InFlight(1, 64, 0, 0), "b": InFlight(1, 64, 1, 16, 16, 100.0)}
+    assert in_flight(made) == {"a": InFlight(1, 64, 0, 0), "b": InFlight(1, 64, 1, 16, 896, 16, 896, 100.0)}
     flight.first_token(0.1)
     assert in_flight(made) == {"a": InFlight(1, 64, 0, 0)}
     flight.finished(DONE)
@@ -331,26 +332,26 @@ def test_an_older_report_does_not_replace_a_newer_one() -> None:
 def test_the_first_prompt_is_computed_since_it_was_sent_or_the_one_before_it_got_its_token() -> None:
     book = LoadBook()
 
-    def first() -> tuple[int, int, float | None]:
-        in_flight = book.of("a").in_flight
-        return in_flight.prefill_tokens, in_flight.first_tokens, in_flight.first_since_s
+    def first() -> tuple[int, int, int, int, float | None]:
+        flying = book.of("a").in_flight
+        return flying.prefill_tokens, flying.prefill_pairs, flying.first_tokens, flying.first_pairs, flying.first_since_s
 
-    book.prefill_began("a", 500, 1.0)
-    book.prefill_began("a", 300, 2.0)
-    assert first() == (800, 500, 1.0)
-    book.prefill_ended("a", 500, 3.0)
-    assert first() == (300, 300, 3.0)
-    book.prefill_ended("a", 300, 4.0)
-    assert first() == (0, 0, None)
-    book.prefill_ended("a", 300, 5.0)
-    assert first() == (0, 0, None), "of an endpoint that was forgotten and came back"
+    book.prefill_began("a", 500, 70, 1.0)
+    book.prefill_began("a", 300, 50, 2.0)
+    assert first() == (800, 120, 500, 70, 1.0)
+    book.prefill_ended("a", 500, 70, 3.0)
+    assert first() == (300, 50, 300, 50, 3.0)
+    book.prefill_ended("a", 300, 50, 4.0)
+    assert first() == (0, 0, 0, 0, None)
+    book.prefill_ended("a", 300, 50, 5.0)
+    assert first() == (0, 0, 0, 0, None), "of an endpoint that was forgotten and came back"
 
 
 def test_a_report_is_kept_with_what_was_in_flight_when_it_came() -> None:
     book = LoadBook()
-    book.prefill_began("a", 500, 1.0)
+    book.prefill_began("a", 500, 70, 1.0)
     book.report("a", EngineReport(at_s=1.5))
-    book.prefill_began("a", 300, 2.0)
+    book.prefill_began("a", 300, 50, 2.0)
     assert (book.of("a").prefills_reported, book.of("a").in_flight.prefill_requests) == (1, 2)
 
 

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from kvatlas.errors import DecodeError
 
-VERSION = 1
+VERSION = 2
 LOADS_MAX = 10_000
 """Endpoints of which one message tells; of further ones it says nothing."""
 ROUTES_MAX = 4_096
@@ -22,6 +22,7 @@ _HASH_BYTES = 8
 
 _Name = Annotated[str, Meta(min_length=1, max_length=512)]
 _Count = Annotated[int, Meta(ge=0, le=1 << 40)]
+_Pairs = Annotated[int, Meta(ge=0, le=1 << 60)]
 
 
 class EndpointLoad(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -32,6 +33,7 @@ class EndpointLoad(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     tokens: _Count
     prefill_requests: _Count
     prefill_tokens: _Count
+    prefill_pairs: _Pairs
 
 
 class Route(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

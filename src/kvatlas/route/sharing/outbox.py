@@ -66,7 +66,8 @@ class Outbox:
                 self._busy.discard(endpoint)
                 if complete:
                     continue
-            loads.append(EndpointLoad(endpoint, flying.requests, flying.tokens, flying.prefill_requests, flying.prefill_tokens))
+            prefill = flying.prefill_requests, flying.prefill_tokens, flying.prefill_pairs
+            loads.append(EndpointLoad(endpoint, flying.requests, flying.tokens, *prefill))
         told = Told(self._router, self._number, complete, tuple(loads[:LOADS_MAX]), tuple(self._routes))
         self._number += 1
         self._changed = set()

@@ -52,7 +52,9 @@ class Peers:
             name = EndpointName(load.endpoint)
             if self._known(name):
                 changed.add(name)
-                peer.loads[name] = InFlight(load.requests, load.tokens, load.prefill_requests, load.prefill_tokens)
+                peer.loads[name] = InFlight(
+                    load.requests, load.tokens, load.prefill_requests, load.prefill_tokens, load.prefill_pairs
+                )
         return self._totals(changed)
 
     def forget_silent(self, now_s: float) -> Loads:
@@ -70,6 +72,7 @@ class Peers:
                 sum(one.tokens for one in told),
                 sum(one.prefill_requests for one in told),
                 sum(one.prefill_tokens for one in told),
+                sum(one.prefill_pairs for one in told),
             )
         return totals
 

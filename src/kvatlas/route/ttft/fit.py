@@ -1,55 +1,79 @@
-"""Seconds a request and seconds a token, from observed times: two-parameter least squares that forgets. No IO, no clock.
+"""What each of several amounts costs, from observed sums of costs: least squares that forgets. No IO, no clock.
 
 Errors are relative, so that short times count as much as long ones. A step is damped (Levenberg-Marquardt): where all
-observations have the same proportions, their sum is learnt and the proportion stays as it was.
+observations have the same proportions, their sum is learnt and the proportions stay as they were.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 SURPRISE_MAX = math.log(4)
 """What one observation may say, as a logarithm."""
 DAMPING = 0.1
-"""Of the diagonal: how well two figures have to be told apart before one is moved against the other."""
+"""Of the diagonal: how well figures have to be told apart before one is moved against the other."""
 SHRINK_MAX = 0.5
 """What one observation may leave of a figure; so they stay positive."""
 
 
 class Fit:
-    """Two positive figures, so that ``requests x request_s + tokens x token_s`` is near what was observed."""
+    """Positive figures, so that the sum of amounts times figures is near what was observed."""
 
-    __slots__ = ("_rr", "_rt", "_ry", "_tt", "_ty", "request_s", "token_s")
+    __slots__ = ("_observed", "_products", "figures")
 
-    def __init__(self, request_s: float, token_s: float) -> None:
-        self.request_s, self.token_s = request_s, token_s
-        self._rr = self._rt = self._tt = self._ry = self._ty = 0.0
+    def __init__(self, figures: Sequence[float]) -> None:
+        """``figures``: first guesses, above 0."""
+        self.figures = list(figures)
+        """Of one of each amount: seconds, where seconds are observed."""
+        self._products = [[0.0] * (at + 1) for at in range(len(figures))]
+        """Of amounts by amounts, faded: the lower half of a symmetric matrix."""
+        self._observed = [0.0] * len(figures)
+        """Of amounts by observations."""
 
-    def of(self, requests: float, tokens: float) -> float:
-        """Return the seconds that are to be expected."""
-        return self.request_s * requests + self.token_s * tokens
+    def of(self, amounts: Sequence[float]) -> float:
+        """Return what is to be expected of such amounts."""
+        return sum([figure * amount for figure, amount in zip(self.figures, amounts, strict=True)])
 
     def scale(self, factor: float) -> None:
-        """Multiply both figures."""
-        self.request_s *= factor
-        self.token_s *= factor
+        """Multiply all figures."""
+        self.figures = [figure * factor for figure in self.figures]
 
-    def learn(self, requests: float, tokens: float, error: float, memory: float) -> None:
+    def learn(self, amounts: Sequence[float], error: float, memory: float) -> None:
         """Move towards an observation and those before it, of which about ``memory`` count.
 
-        ``error``: the logarithm of observed over expected.
+        ``amounts``: at least one is above 0; ``error``: the logarithm of observed over expected.
         """
-        fade, by_s = 1 - 1 / memory, self.of(requests, tokens)
-        requests, tokens, observed = requests / by_s, tokens / by_s, 1 + error
-        self._rr = rr = self._rr * fade + requests * requests
-        self._rt = rt = self._rt * fade + requests * tokens
-        self._tt = tt = self._tt * fade + tokens * tokens
-        self._ry = ry = self._ry * fade + requests * observed
-        self._ty = ty = self._ty * fade + tokens * observed
-        off_r, off_t = ry - rr * self.request_s - rt * self.token_s, ty - rt * self.request_s - tt * self.token_s
-        rr, tt = rr * (1 + DAMPING), tt * (1 + DAMPING)
-        determinant = rr * tt - rt * rt  # above 0: Cauchy-Schwarz, and the damping
-        request_s = self.request_s + (tt * off_r - rt * off_t) / determinant
-        token_s = self.token_s + (rr * off_t - rt * off_r) / determinant
-        self.request_s = max(request_s, self.request_s * SHRINK_MAX)
-        self.token_s = max(token_s, self.token_s * SHRINK_MAX)
+        fade, expected, figures = 1 - 1 / memory, self.of(amounts), self.figures
+        scaled = [amount / expected for amount in amounts]
+        off = []
+        for at, (amount, row) in enumerate(zip(scaled, self._products, strict=True)):
+            for other in range(at + 1):
+                row[other] = row[other] * fade + amount * scaled[other]
+            self._observed[at] = self._observed[at] * fade + amount * (1 + error)
+        for at, observed in enumerate(self._observed):
+            off.append(observed - sum(self._product(at, other) * figure for other, figure in enumerate(figures)))
+        steps = _solved(self._products, off)
+        self.figures = [max(figure + step, figure * SHRINK_MAX) for figure, step in zip(figures, steps, strict=True)]
+
+    def _product(self, at: int, other: int) -> float:
+        return self._products[at][other] if other <= at else self._products[other][at]
+
+
+def _solved(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
+    """Solve for a symmetric matrix, of which the lower half is given and the diagonal is damped: by Cholesky's rows."""
+    rows: list[list[float]] = []
+    made: list[float] = []
+    for at, given in enumerate(matrix):
+        row: list[float] = []
+        for other in range(at):
+            left = given[other] - sum(a * b for a, b in zip(row, rows[other], strict=False))
+            row.append(left / rows[other][other] if rows[other][other] else 0.0)
+        rest = given[at] * (1 + DAMPING) - sum(a * a for a in row)
+        row.append(math.sqrt(rest) if rest > 0 else 0.0)  # 0: an amount that is always 0
+        rows.append(row)
+        made.append((right[at] - sum(a * b for a, b in zip(row, made, strict=False))) / row[at] if row[at] else 0.0)
+    for at in reversed(range(len(rows))):
+        later = sum(rows[below][at] * made[below] for below in range(at + 1, len(rows)))
+        made[at] = (made[at] - later) / rows[at][at] if rows[at][at] else 0.0
+    return made

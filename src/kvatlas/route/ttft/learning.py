@@ -53,6 +53,13 @@ class Sample(msgspec.Struct, frozen=True):
     """Prompts until then: those ahead and its own."""
     tokens: float
     """Computed until then, as far as is known."""
+    pairs: float
+    """Of tokens, between which attention was computed until then."""
+
+    @property
+    def amounts(self) -> tuple[float, float, float]:
+        """What the time goes by, in the order of the fleet's figures."""
+        return self.requests, self.tokens, self.pairs
 
 
 class _Trust:
@@ -91,7 +98,7 @@ class Learner:
 
     def __init__(self) -> None:
         self.costs = Costs()
-        self._fit = Fit(self.costs.request_s, self.costs.token_s)
+        self._fit = Fit((self.costs.request_s, self.costs.token_s, self.costs.pair_s))
         self._pace = Pace()
         self._prompt_tokens = self.costs.uncached_tokens
         self.surprise = 0.1
@@ -171,7 +178,7 @@ class Learner:
         """Learn from a first token. The endpoint learns at once, the fleet's costs slowly."""
         one = self._endpoint(endpoint)
         observed_s = max(sample.ttft_s - sample.other_s, 0.1 * sample.ttft_s, 1e-4)
-        error = math.log(observed_s / self._fit.of(sample.requests, sample.tokens)) - one.log_slowness
+        error = math.log(observed_s / self._fit.of(sample.amounts)) - one.log_slowness
         if self._samples >= FIRST_SAMPLES:
             error = max(-SURPRISE_MAX, min(SURPRISE_MAX, error))
         self._samples += 1
@@ -186,8 +193,9 @@ class Learner:
             scale = error / self._samples
             self._fit.scale(math.exp(scale))
             error -= scale
-        self._fit.learn(sample.requests, sample.tokens, error, COSTS_MEMORY)
-        self.costs = msgspec.structs.replace(self.costs, request_s=self._fit.request_s, token_s=self._fit.token_s)
+        self._fit.learn(sample.amounts, error, COSTS_MEMORY)
+        request_s, token_s, pair_s = self._fit.figures
+        self.costs = msgspec.structs.replace(self.costs, request_s=request_s, token_s=token_s, pair_s=pair_s)
 
     def _learn_slowness(self, one: _Endpoint, error: float, weight: float) -> None:
         one.weight *= math.exp(-(self._samples - one.learnt_at) / (TRAITS_MEMORY * max(1, len(self._endpoints))))

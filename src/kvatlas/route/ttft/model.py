@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from kvatlas.route.load import EngineReport, InFlight, Load
+from kvatlas.route.load import EngineReport, Load, attention_pairs
 from kvatlas.route.matches import MatchSource, PrefixMatch
 from kvatlas.types import CPU, GPU, Tier
 
@@ -34,7 +34,10 @@ class Costs(msgspec.Struct, frozen=True):
     request_s: float = 0.02
     """Of a request, whatever its length: network, scheduling, the step that makes the first token."""
     token_s: float = 1e-4
-    """Of a prompt token that is computed, at an engine of slowness 1."""
+    """Of a prompt token that is computed, at an engine of slowness 1, without what attention costs."""
+    pair_s: float = 3.3e-9
+    """Of a pair of tokens that attention is computed of, the same: the longer a prompt, the longer each of its tokens takes.
+    Default: at 30,000 tokens before it as much as all else, as with dense models of 8 billion parameters and more."""
     decode_s: float = 2.0
     """From a request's first token until its end, on average: how long it occupies a slot."""
     uncached_tokens: float = 1_000.0
@@ -80,6 +83,7 @@ class Expected(NamedTuple):
     """Since the first prompt ahead may be computed."""
     requests_ahead: float
     tokens_ahead: float
+    pairs_ahead: float
     uncached_tokens: float
 
     @property
@@ -100,31 +104,37 @@ def expect(
     match: PrefixMatch,
     prompt_tokens: int,
     behind_per_s: float = 0.0,
+    crowd: float = 0.0,
     now_s: float = 0.0,
 ) -> Expected:
-    """Return what to expect of an endpoint for a prompt of so many tokens; ``behind_per_s``: who else comes."""
+    """Return what to expect of an endpoint for a prompt of so many tokens.
+
+    ``behind_per_s``: who else comes; ``crowd``: answers that this one will be beside.
+    """
     in_flight, report = load.in_flight, load.report
     cached = match.tokens * traits.trust[match.source]
     uncached = max(1.0, prompt_tokens - cached)
     ahead, tokens_ahead = float(in_flight.prefill_requests), float(in_flight.prefill_tokens)
+    pairs_ahead = float(in_flight.prefill_pairs)
     if report is not None:
         then = load.prefills_reported
         if (foreign := report.waiting - (ahead if then is None else then)) > 0:
             ahead += foreign
             tokens_ahead += foreign * costs.uncached_tokens
+            pairs_ahead += foreign * attention_pairs(costs.uncached_tokens, costs.uncached_tokens)
     slowness = traits.slowness
-    queue_s = slowness * (costs.request_s * ahead + costs.token_s * tokens_ahead)
+    queue_s = slowness * (costs.request_s * ahead + costs.token_s * tokens_ahead + costs.pair_s * pairs_ahead)
     ahead_s, elapsed_s = queue_s, 0.0
     if (since_s := in_flight.first_since_s) is not None:
         elapsed_s = now_s - since_s if now_s > since_s else 0.0
-        first_s = slowness * (costs.request_s + costs.token_s * in_flight.first_tokens)
+        first_s = slowness * _prefill_s(costs, in_flight.first_tokens, in_flight.first_pairs)
         queue_s += abs(first_s - elapsed_s) - first_s  # overdue: as long again as it is overdue
     admission_s = 0.0
     if traits.slots is not None:
         admission_s = _slot_wait_s(costs, traits.slots, load)
     if report is not None and report.kv_usage >= KV_FULL:
         admission_s = max(admission_s, _kv_wait_s(costs, report, prompt_tokens + tokens_ahead))
-    prefill_s = slowness * (costs.request_s + costs.token_s * uncached)
+    prefill_s = slowness * _prefill_s(costs, uncached, attention_pairs(uncached, max(uncached, prompt_tokens)))
     tier_load_s = _tier_load_s(costs, match) if match.tiers else 0.0
     return Expected(
         queue_s,
@@ -133,15 +143,21 @@ def expect(
         tier_load_s,
         _others_delayed_s(behind_per_s, max(ahead_s, admission_s), prefill_s + tier_load_s),
         _answers_delayed_s(
-            in_flight,
+            crowd,
             prefill_s + slowness * costs.crowd_s,
             1 + FOLLOWER_WEIGHT * costs.followers * uncached / max(1, prompt_tokens),
         ),
         elapsed_s,
         ahead,
         tokens_ahead,
+        pairs_ahead,
         uncached,
     )
+
+
+def _prefill_s(costs: Costs, tokens: float, pairs: float) -> float:
+    """Seconds for one prompt at an engine of slowness 1."""
+    return costs.request_s + costs.token_s * tokens + costs.pair_s * pairs
 
 
 def _others_delayed_s(behind_per_s: float, busy_s: float, work_s: float) -> float:
@@ -149,9 +165,9 @@ def _others_delayed_s(behind_per_s: float, busy_s: float, work_s: float) -> floa
     return work_s * min(behind_per_s * (busy_s + work_s / 2), BEHIND_MAX)
 
 
-def _answers_delayed_s(in_flight: InFlight, delay_s: float, requests: float) -> float:
-    """This request delays each answer in progress, and so will those that come here because of what it computes here."""
-    return ANSWER_WEIGHT * max(0, in_flight.requests - in_flight.prefill_requests) * delay_s * requests
+def _answers_delayed_s(crowd: float, delay_s: float, requests: float) -> float:
+    """This request delays each answer beside it, and so will those that come here because of what it computes here."""
+    return ANSWER_WEIGHT * crowd * delay_s * requests
 
 
 def _slot_wait_s(costs: Costs, slots: int, load: Load) -> float:

@@ -19,16 +19,16 @@ class Pace:
     __slots__ = ("_fit", "_tokens")
 
     def __init__(self) -> None:
-        self._fit = Fit(STEP_S, CROWD_S)
+        self._fit = Fit((STEP_S, CROWD_S))
         self._tokens: float | None = None
 
     @property
     def crowd_s(self) -> float:
         """By which one more request delays an average answer; 0 where no answer's length was ever told."""
-        return 0.0 if self._tokens is None else self._fit.token_s * self._tokens
+        return 0.0 if self._tokens is None else self._fit.figures[1] * self._tokens
 
     def learn(self, together: float, tokens: int, took_s: float) -> None:
         """Take in an answer: how many were answered together with it, itself included, its tokens but the first, their time."""
-        error = math.log(max(took_s, 1e-6) / tokens / self._fit.of(1, together))
-        self._fit.learn(1, together, max(-SURPRISE_MAX, min(SURPRISE_MAX, error)), PACE_MEMORY)
+        error = math.log(max(took_s, 1e-6) / tokens / self._fit.of((1.0, together)))
+        self._fit.learn((1.0, together), max(-SURPRISE_MAX, min(SURPRISE_MAX, error)), PACE_MEMORY)
         self._tokens = tokens if self._tokens is None else self._tokens + (tokens - self._tokens) / LENGTH_MEMORY

@@ -11,9 +11,11 @@ import msgspec
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision
 from kvatlas.route.endpoint import Endpoint, EndpointName
+from kvatlas.route.load import attention_pairs
 from kvatlas.route.matches import NO_MATCH, PrefixMatch
 from kvatlas.route.outcome import End, Outcome
 from kvatlas.route.plugins import ExplainedScores, Services
+from kvatlas.route.ttft.crowd import crowds
 from kvatlas.route.ttft.learning import Learner, Sample
 from kvatlas.route.ttft.model import Costs, Expected, Traits, expect
 
@@ -39,6 +41,7 @@ class Forecast(ExplainedScores):
         candidates: Sequence[Candidate],
         matches: Sequence[PrefixMatch],
         behind_per_s: Sequence[float],
+        crowds: Sequence[float],
         now_s: float,
         tried: EndpointName | None,
     ) -> None:
@@ -50,12 +53,12 @@ class Forecast(ExplainedScores):
         self._candidates = candidates
         self._matches = matches
         self._behind_per_s = array("d", behind_per_s)
+        self._crowds = array("d", crowds)
         self._now_s = now_s
 
     def expected(self, at: int) -> Expected:
-        candidate, per_s = self._candidates[at], self._behind_per_s[at]
-        traits, match = self._traits[at], self._matches[at]
-        return expect(self._costs, traits, candidate.load, match, self._prompt_tokens, per_s, self._now_s)
+        load, per_s, crowd = self._candidates[at].load, self._behind_per_s[at], self._crowds[at]
+        return expect(self._costs, self._traits[at], load, self._matches[at], self._prompt_tokens, per_s, crowd, self._now_s)
 
     def knows(self, endpoint: EndpointName) -> bool:
         return any(candidate.name == endpoint for candidate in self._candidates)
@@ -83,6 +86,7 @@ class Forecast(ExplainedScores):
             "tier_load_s": expected.tier_load_s,
             "others_delayed_s": expected.others_delayed_s,
             "answers_delayed_s": expected.answers_delayed_s,
+            "crowd": self._crowds[at],
             "tokens_ahead": expected.tokens_ahead,
             "uncached_tokens": expected.uncached_tokens,
             "tokens_per_s": 1 / (self._costs.token_s * traits.slowness),
@@ -119,22 +123,22 @@ class ExpectedTtft:
         tried = self._trial(candidates)
         names = [candidate.endpoint.name for candidate in candidates]
         behind_per_s, now_s = learner.behind_per_s(names), cycle.now_s
-        traits, matches, expected = [], [], []
-        for candidate, name, per_s in zip(candidates, names, behind_per_s, strict=True):
-            load = candidate.load
-            if load.report is not None:
-                learner.report(name, load.report)
+        traits, matches, expected, beside = [], [], [], crowds(candidates)
+        for candidate, name, per_s, crowd in zip(candidates, names, behind_per_s, beside, strict=True):
             one = learner.traits(name) if name != tried else learner.typical()
             match = NO_MATCH if found is None else found.of(name)
             traits.append(one)
             matches.append(match)
-            expected.append(expect(costs, one, load, match, prompt_tokens, per_s, now_s))
+            expected.append(expect(costs, one, candidate.load, match, prompt_tokens, per_s, crowd, now_s))
         cycle.kept[self.name] = names, expected
         scores = _scores(expected, candidates, min(BAND_MAX, max(BAND_MIN, learner.surprise / 2)))
-        return Forecast(scores, costs, traits, prompt_tokens, candidates, matches, behind_per_s, now_s, tried)
+        return Forecast(scores, costs, traits, prompt_tokens, candidates, matches, behind_per_s, beside, now_s, tried)
 
     def decided(self, cycle: Cycle, decision: Decision) -> None:
         endpoint = decision.computes_prompt.name
+        for candidate in cycle.candidates:
+            if candidate.load.report is not None:
+                self.learner.report(candidate.name, candidate.load.report)
         self._decisions += 1
         self._picked_at[endpoint] = self._decisions
         self._in_flight[decision.target.name] += 1
@@ -168,6 +172,7 @@ class ExpectedTtft:
                 other_s=expected.decode_wait_s + expected.tier_load_s - expected.elapsed_s,
                 requests=expected.requests_ahead + 1,
                 tokens=expected.tokens_ahead + uncached,
+                pairs=expected.pairs_ahead + attention_pairs(uncached, max(uncached, prompt_tokens)),
             ),
         )
         decode_s = None if outcome.duration_s is None else outcome.duration_s - outcome.ttft_s

@@ -15,12 +15,13 @@ from kvatlas.route.sharing.messages import CHAIN_MAX, EndpointLoad, Route, Told,
 HASHES = st.lists(st.integers(0, (1 << 64) - 1), max_size=50)
 NAMES = st.text(min_size=1, max_size=20)
 COUNTS = st.integers(0, 1 << 40)
+PAIRS = st.integers(0, 1 << 60)
 TOLD = st.builds(
     Told,
     router=st.integers(0, (1 << 63) - 1),
     number=st.integers(0, (1 << 63) - 1),
     complete=st.booleans(),
-    loads=st.lists(st.builds(EndpointLoad, NAMES, COUNTS, COUNTS, COUNTS, COUNTS), max_size=3).map(tuple),
+    loads=st.lists(st.builds(EndpointLoad, NAMES, COUNTS, COUNTS, COUNTS, COUNTS, PAIRS), max_size=3).map(tuple),
     routes=st.lists(
         st.builds(Route, NAMES, NAMES, st.lists(NAMES, min_size=1, max_size=4).map(tuple), HASHES.map(pack)), max_size=3
     ).map(tuple),
@@ -43,7 +44,7 @@ def test_of_a_long_chain_the_beginning_is_told() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(message: bytes) -> None:
-    for one in (message, b"\x01" + message):
+    for one in (message, b"\x02" + message):
         with suppress(DecodeError):
             decode(one)
 
@@ -61,15 +62,15 @@ def test_a_damaged_message_is_read_or_refused(told: Told, data: st.DataObject) -
     ("message", "reason"),
     [
         (b"", "version"),
-        (b"\x02" + encode(Told(1, 0, True))[1:], "version"),
-        (b"\x01" + b"\x91" * 5000, "malformed"),
-        (b"\x01" + msgspec.msgpack.encode([1, 0, True, [], [], "more"]), "malformed"),
-        (b"\x01" + msgspec.msgpack.encode([-1, 0, True]), "malformed"),
-        (b"\x01" + msgspec.msgpack.encode([1, 0, True, [["a", -1, 0, 0, 0]]]), "malformed"),
-        (b"\x01" + msgspec.msgpack.encode([1, 0, True, [["", 1, 0, 0, 0]]]), "malformed"),
-        (b"\x01" + msgspec.msgpack.encode([1, 0, True, [], [["p", "k", ["e"], b"1234567"]]]), "malformed"),
-        (b"\x01" + msgspec.msgpack.encode([1, 0, True, [], [["p", "k", [], b""]]]), "malformed"),
-        (b"\x01" + msgspec.msgpack.encode([1, 0, True, [], [["p", "k", ["e"], bytes(8 * CHAIN_MAX + 8)]]]), "malformed"),
+        (b"\x01" + encode(Told(1, 0, True))[1:], "version"),
+        (b"\x02" + b"\x91" * 5000, "malformed"),
+        (b"\x02" + msgspec.msgpack.encode([1, 0, True, [], [], "more"]), "malformed"),
+        (b"\x02" + msgspec.msgpack.encode([-1, 0, True]), "malformed"),
+        (b"\x02" + msgspec.msgpack.encode([1, 0, True, [["a", -1, 0, 0, 0, 0]]]), "malformed"),
+        (b"\x02" + msgspec.msgpack.encode([1, 0, True, [["", 1, 0, 0, 0, 0]]]), "malformed"),
+        (b"\x02" + msgspec.msgpack.encode([1, 0, True, [], [["p", "k", ["e"], b"1234567"]]]), "malformed"),
+        (b"\x02" + msgspec.msgpack.encode([1, 0, True, [], [["p", "k", [], b""]]]), "malformed"),
+        (b"\x02" + msgspec.msgpack.encode([1, 0, True, [], [["p", "k", ["e"], bytes(8 * CHAIN_MAX + 8)]]]), "malformed"),
         (bytes(9 << 20), "too_large"),
     ],
 )

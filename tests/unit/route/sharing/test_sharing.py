@@ -83,7 +83,7 @@ def test_what_one_router_has_in_flight_counts_for_the_other_until_it_ends() -> N
     flight = a.decide(tokens=640)
     b.hear(told(a))
     at = flight.decision.target.name
-    assert b.seen()[at] == InFlight(1, 640, 1, 640)
+    assert b.seen()[at] == InFlight(1, 640, 1, 640, 640 * 640 // 2)
     flight.first_token(0.1)
     b.hear(told(a))
     assert b.seen()[at] == InFlight(1, 640, 0, 0)
@@ -148,7 +148,7 @@ def test_an_echo_and_an_old_message_change_nothing() -> None:
 
 def test_endpoints_that_are_not_in_the_pool_are_left_aside() -> None:
     b = Node(2)
-    assert b.peers.heard(Told(1, 0, True, (EndpointLoad("default/elsewhere", 1, 1, 1, 1),)), 0.0) == {}
+    assert b.peers.heard(Told(1, 0, True, (EndpointLoad("default/elsewhere", 1, 1, 1, 1, 1),)), 0.0) == {}
     b.router.sent_elsewhere("approx-prefix-cache-producer", "history", [EndpointName("default/elsewhere")], (1, 2))
     b.router.sent_elsewhere("no-such-plugin", "history", NAMES, (1, 2))
     b.router.sent_elsewhere("approx-prefix-cache-producer", "no such kind", NAMES, (1, 2))

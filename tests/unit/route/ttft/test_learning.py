@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from kvatlas.route.load import attention_pairs
 from kvatlas.route.matches import MatchSource
 from kvatlas.route.ttft.learning import BUSY_MAX, Learner, Sample
 
@@ -16,7 +17,7 @@ REQUEST_S, TOKEN_S = 0.03, 2e-4
 def observe(learner: Learner, endpoint: str, rng: random.Random, slowness: float = 1.0) -> None:
     requests, tokens = rng.randint(1, 6), rng.randint(100, 20_000)
     ttft_s = slowness * (REQUEST_S * requests + TOKEN_S * tokens) * rng.uniform(0.8, 1.25)
-    learner.ttft(endpoint, Sample(ttft_s, 0.0, requests, tokens))
+    learner.ttft(endpoint, Sample(ttft_s, 0.0, requests, tokens, attention_pairs(tokens, tokens)))
 
 
 def warm(*endpoints: str, samples: int = 40, seed: int = 1) -> Learner:
@@ -29,7 +30,8 @@ def warm(*endpoints: str, samples: int = 40, seed: int = 1) -> Learner:
 
 def seconds(learner: Learner, endpoint: str, requests: int, tokens: int) -> float:
     costs = learner.costs
-    return learner.traits(endpoint).slowness * (costs.request_s * requests + costs.token_s * tokens)
+    pair_s = costs.pair_s * attention_pairs(tokens, tokens)
+    return learner.traits(endpoint).slowness * (costs.request_s * requests + costs.token_s * tokens + pair_s)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -60,9 +62,9 @@ def test_a_slow_engine_is_found_within_twenty_requests(factor: float) -> None:
 def test_a_single_outlier_moves_little() -> None:
     learner = warm("a", "b")
     before_s = seconds(learner, "a", 1, 5_000)
-    learner.ttft("a", Sample(300.0, 0.0, 1, 5_000))
+    learner.ttft("a", Sample(300.0, 0.0, 1, 5_000, attention_pairs(5_000, 5_000)))
     assert seconds(learner, "a", 1, 5_000) < 1.25 * before_s
-    assert seconds(learner, "b", 1, 5_000) < 1.05 * before_s
+    assert seconds(learner, "b", 1, 5_000) < 1.1 * before_s
 
 
 def test_an_engine_that_was_not_seen_for_long_is_believed_soon() -> None:
@@ -118,7 +120,7 @@ def test_what_may_be_chance_is_no_slowness() -> None:
         for endpoint in ("a", "b", "c", "d"):
             tokens = rng.randint(100, 20_000)
             ttft_s = (REQUEST_S + TOKEN_S * tokens) * rng.lognormvariate(0, 0.5)
-            learner.ttft(endpoint, Sample(ttft_s, 0.0, 1, tokens))
+            learner.ttft(endpoint, Sample(ttft_s, 0.0, 1, tokens, attention_pairs(tokens, tokens)))
             differs += not 0.8 < learner.traits(endpoint).slowness / learner.typical().slowness < 1.25
     assert differs < 0.05 * 1_600
 
@@ -142,7 +144,8 @@ def test_endpoints_that_have_more_to_do_than_they_can_are_busy_up_to_a_bound() -
 
 def test_what_is_seen_behind_a_long_queue_says_little_of_an_endpoint() -> None:
     learner = warm("a", "b")
+    queue_s, pairs = REQUEST_S * 60 + TOKEN_S * 60_000, 60 * attention_pairs(1_000, 1_000)
     for _ in range(10):
-        learner.ttft("a", Sample(1.5 * (REQUEST_S * 60 + TOKEN_S * 60_000), 0.0, 60, 60_000))
-        learner.ttft("b", Sample(REQUEST_S * 60 + TOKEN_S * 60_000, 0.0, 60, 60_000))
+        learner.ttft("a", Sample(1.5 * queue_s, 0.0, 60, 60_000, pairs))
+        learner.ttft("b", Sample(queue_s, 0.0, 60, 60_000, pairs))
     assert learner.traits("a").slowness / learner.traits("b").slowness < 1.2

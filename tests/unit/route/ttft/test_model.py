@@ -11,7 +11,7 @@ from kvatlas.route.matches import NO_MATCH, MatchSource, PrefixMatch
 from kvatlas.route.ttft.model import ANSWER_WEIGHT, FOLLOWER_WEIGHT, Costs, Traits, expect
 from kvatlas.types import CPU, DISK, GPU
 
-COSTS = Costs(request_s=0.02, token_s=1e-4, decode_s=2.0, uncached_tokens=1_000)
+COSTS = Costs(request_s=0.02, token_s=1e-4, pair_s=0.0, decode_s=2.0, uncached_tokens=1_000)
 IDLE = Load()
 
 
@@ -27,6 +27,17 @@ def test_an_idle_engine_takes_the_time_of_the_uncached_tokens() -> None:
     expected = expect(COSTS, Traits(), IDLE, held(3_000), 4_000)
     assert expected.prefill_s == pytest.approx(0.02 + 0.1)
     assert expected.total_s == expected.prefill_s == expected.price_s
+
+
+def test_each_token_attends_to_all_before_it() -> None:
+    costs = Costs(request_s=0.02, token_s=1e-4, pair_s=1e-8)
+    assert expect(costs, Traits(), IDLE, NO_MATCH, 20_000).prefill_s == pytest.approx(0.02 + 2.0 + 2.0)
+    assert expect(costs, Traits(), IDLE, held(10_000), 20_000).prefill_s == pytest.approx(0.02 + 1.0 + 1.5)
+    ahead = Load(
+        None, InFlight(1, 20_000, 1, 10_000, 150_000_000, first_tokens=10_000, first_pairs=150_000_000, first_since_s=5.0)
+    )
+    assert expect(costs, Traits(), ahead, NO_MATCH, 100, now_s=5.0).queue_s == pytest.approx(0.02 + 1.0 + 1.5)
+    assert expect(costs, Traits(), ahead, NO_MATCH, 100, now_s=6.0).queue_s == pytest.approx(0.02 + 1.5)
 
 
 def test_prompts_that_were_sent_before_are_waited_for() -> None:
@@ -123,18 +134,16 @@ def test_a_longer_queue_or_a_slower_engine_never_costs_less(
 
 def test_answers_in_progress_stand_still_for_a_prompt_and_are_slower_beside_its_answer() -> None:
     costs = Costs(request_s=0.02, token_s=1e-4, crowd_s=0.1)
-    answering = Load(in_flight=InFlight(requests=12, tokens=0, prefill_requests=2, prefill_tokens=0))
-    expected = expect(costs, Traits(), answering, held(3_000), 4_000)
+    expected = expect(costs, Traits(), IDLE, held(3_000), 4_000, crowd=10.0)
     assert expected.answers_delayed_s == pytest.approx(ANSWER_WEIGHT * 10 * (expected.prefill_s + 0.1))
     assert expected.price_s == pytest.approx(expected.total_s + expected.answers_delayed_s)
-    assert expect(costs, Traits(slowness=2.0), answering, held(3_000), 4_000).answers_delayed_s == pytest.approx(
+    assert expect(costs, Traits(slowness=2.0), IDLE, held(3_000), 4_000, crowd=10.0).answers_delayed_s == pytest.approx(
         2 * expected.answers_delayed_s
     )
 
 
 def test_a_new_prefix_delays_as_many_more_answers_as_will_come_for_it() -> None:
     costs = Costs(request_s=0.02, token_s=1e-4, crowd_s=0.1, followers=3.0)
-    answering = Load(in_flight=InFlight(requests=10, tokens=0))
-    new, half = (expect(costs, Traits(), answering, held(tokens), 4_000) for tokens in (0, 2_000))
+    new, half = (expect(costs, Traits(), IDLE, held(tokens), 4_000, crowd=10.0) for tokens in (0, 2_000))
     assert new.answers_delayed_s == pytest.approx(ANSWER_WEIGHT * 10 * (new.prefill_s + 0.1) * (1 + FOLLOWER_WEIGHT * 3))
     assert half.answers_delayed_s == pytest.approx(ANSWER_WEIGHT * 10 * (half.prefill_s + 0.1) * (1 + FOLLOWER_WEIGHT * 1.5))

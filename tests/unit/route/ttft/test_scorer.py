@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision
 from kvatlas.route.endpoint import Endpoint, EndpointName
-from kvatlas.route.load import InFlight, Load
+from kvatlas.route.load import EngineReport, InFlight, Load, attention_pairs
 from kvatlas.route.matches import MatchSource, PrefixMatch, PrefixMatches
 from kvatlas.route.outcome import End, Outcome
 from kvatlas.route.plugins import Services, plugin_types
 from kvatlas.route.profile import Profile, WeightedScorer
 from kvatlas.route.request import RouteRequest
 from kvatlas.route.ttft.learning import Sample
+from kvatlas.route.ttft.model import Costs
 from kvatlas.route.ttft.scorer import LOAD_SPREAD, TRIAL_EVERY, ExpectedTtft
 from kvatlas.types import PodId
 from tests.models.policies import Best
@@ -77,7 +78,8 @@ def test_a_score_is_the_share_of_the_best_price() -> None:
     on = cycle([IDLE, (1, 4_000)])
     scores = scorer().score(on, on.candidates)
     assert scores[0] == 1
-    assert scores[1] == pytest.approx(0.5, rel=0.06)
+    assert scores[1] == pytest.approx(0.99 * scores.expected(0).price_s / scores.expected(1).price_s, rel=0.06)
+    assert 0.45 < scores[1] < 0.6
 
 
 def test_equal_candidates_get_equal_scores() -> None:
@@ -93,7 +95,7 @@ def test_near_ties_go_to_whom_has_less_in_flight() -> None:
 
 def test_nearly_equal_ones_are_ordered_by_what_they_have_to_compute_first() -> None:
     """A copy of a prefix that takes as long as waiting for its holder costs the fleet more."""
-    on = cycle([(1, 3_800), IDLE], {0: 3_900})
+    on = cycle([(1, 4_100), IDLE], {0: 3_900})
     scores = scorer().score(on, on.candidates)
     assert scores.expected(0).price_s > scores.expected(1).price_s
     assert scores[0] == 1 > scores[1]
@@ -134,8 +136,8 @@ def test_a_score_is_explained() -> None:
     assert explained is not None
     parts = explained.parts(0)
     assert parts["queue_s"] == pytest.approx(2 * 0.02 + 0.5)
-    assert parts["prefill_s"] == pytest.approx(0.02 + 0.1)
-    assert parts["ttft_s"] == pytest.approx(0.66)
+    assert parts["prefill_s"] == pytest.approx(0.02 + 0.1 + Costs().pair_s * attention_pairs(1_000, 4_000))
+    assert parts["ttft_s"] == pytest.approx(0.66 + Costs().pair_s * attention_pairs(1_000, 4_000))
     assert parts["tokens_per_s"] == pytest.approx(10_000)
     assert (parts["samples"], parts["explored"]) == (0, "no")
 
@@ -196,7 +198,7 @@ def test_an_engine_that_looks_slow_gets_one_decision_in_so_many() -> None:
     rng = random.Random(1)
     for _ in range(30):
         for name, slowness in (("e0", 1), ("e1", 1), ("e2", 10)):
-            plugin.learner.ttft(name, Sample(slowness * rng.uniform(0.4, 0.45), 0.0, 1, 4_000))
+            plugin.learner.ttft(name, Sample(slowness * rng.uniform(0.4, 0.45), 0.0, 1, 4_000, 8_000_000))
     picked = [decide(plugin, cycle([(1, 1_000), (1, 1_100), IDLE])).target.name for _ in range(20 * TRIAL_EVERY)]
     assert picked.count(EndpointName("e2")) in {19, 20}
 
@@ -205,6 +207,19 @@ def test_nobody_is_tried_while_it_has_a_prompt_to_compute() -> None:
     plugin = scorer()
     for _ in range(30):
         for name, ttft_s in (("e0", 0.4), ("e1", 0.4), ("e2", 4.0)):
-            plugin.learner.ttft(name, Sample(ttft_s, 0.0, 1, 4_000))
+            plugin.learner.ttft(name, Sample(ttft_s, 0.0, 1, 4_000, 8_000_000))
     picked = [decide(plugin, cycle([(3, 9_000), (3, 9_000), (1, 100)])).target.name for _ in range(5 * TRIAL_EVERY)]
     assert EndpointName("e2") not in picked
+
+
+def test_a_preview_teaches_nothing_and_a_decision_teaches_what_engines_said() -> None:
+    plugin = scorer()
+    for at_s in range(10):
+        on = cycle([IDLE, IDLE])
+        report = EngineReport(at_s=float(at_s), waiting=3, running=5)
+        on.candidates = tuple([Candidate(one.endpoint, Load(report, one.load.in_flight)) for one in on.candidates])
+        plugin.score(on, on.candidates)
+        assert at_s > 7 or plugin.learner.traits("e0").slots is None
+        if at_s >= 5:
+            decide(plugin, on)
+    assert plugin.learner.traits("e0").slots == 5
