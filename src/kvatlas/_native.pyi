@@ -365,20 +365,22 @@ class SimulatedEngines:
         step_tokens_max: int,
         running_max: int,
         prefix_caching: bool,
-        tiers: Sequence[tuple[int, float, float]],
+        tiers: Sequence[tuple[str, int, float, float]],
         at_s: float,
     ) -> int:
-        """Add an engine, of which all has been checked; return its number. `tiers`: blocks, seconds a block, latency."""
+        """Add an engine, of which all has been checked; return its number. `tiers`: name, blocks, seconds a block, latency."""
 
     def leave(self, engine: int, at_s: float) -> list[int]: ...
     def add(
-        self, engine: int, job: int, keys: Buffer | Sequence[int], prompt_tokens: int, output_tokens: int, at_s: float
+        self, engine: int, job: tuple[int, Buffer | Sequence[int], int, int, Buffer | Sequence[int]], at_s: float
     ) -> None:
-        """Give an engine a job, which has been checked."""
+        """Give an engine a job `(id, keys, prompt tokens, output tokens, token ids)`, which has been checked."""
 
     def abort(self, engine: int, job: int, at_s: float) -> bool: ...
     def reset_cache(self, engine: int, at_s: float) -> bool: ...
-    def run(self, until_s: float, events: bool) -> tuple[float, list[Happening]]: ...
+    def run(self, until_s: float, events: int) -> tuple[float, list[Happening]]:
+        """Go on. `events`: as `kvatlas.sim.engines.Events`."""
+
     def state(self, engine: int) -> tuple[int, int, int, int, float | None, int, float]:
         """Return the fields of an EngineState."""
 

@@ -1,13 +1,14 @@
 //! Simulated engines, as Python sees them. The GIL is released while time goes on.
 
-use crate::inputs::Keys;
+use crate::inputs::{Keys, Tokens};
 use kvatlas_sim::engines::{Engines, Refused};
+use kvatlas_sim::jobs::Job;
 use kvatlas_sim::spec::{Costs, EngineSpec, TierSpec};
-use kvatlas_sim::told::{Happening, Told};
+use kvatlas_sim::told::{Events, Happening, Told};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::{PyBytes, PyList, PyTuple};
 
 /// As `kvatlas.sim.engines.EngineState`.
 type State = (usize, usize, usize, usize, Option<f64>, u64, f64);
@@ -39,12 +40,15 @@ impl SimulatedEngines {
         step_tokens_max: u64,
         running_max: usize,
         prefix_caching: bool,
-        tiers: Vec<(usize, f64, f64)>,
+        tiers: Vec<(String, usize, f64, f64)>,
         at_s: f64,
     ) -> PyResult<usize> {
         let [step_s, prefill_token_s, prefill_context_s, decode_request_s, decode_context_s] = costs;
         let costs = Costs { step_s, prefill_token_s, prefill_context_s, decode_request_s, decode_context_s };
-        let tier = |(blocks, load_block_s, latency_s)| TierSpec { blocks, load_block_s, latency_s };
+        let tier = |(name, blocks, load_block_s, latency_s): (String, _, _, _)| {
+            let name = name.into_boxed_str();
+            TierSpec { name, blocks, load_block_s, latency_s }
+        };
         let tiers = tiers.into_iter().map(tier).collect();
         let spec = EngineSpec { costs, gpu_blocks, block_size_tokens, step_tokens_max, running_max, prefix_caching, tiers };
         self.engines.lock().join(spec, at_s).map_err(refused)
@@ -55,9 +59,11 @@ impl SimulatedEngines {
         self.engines.lock().leave(engine, at_s).map_err(refused)
     }
 
-    /// Give an engine a job, which has been checked.
-    fn add(&self, engine: usize, job: i64, keys: Keys, prompt_tokens: u64, output_tokens: u64, at_s: f64) -> PyResult<()> {
-        self.engines.lock().add(engine, job, keys.0, prompt_tokens, output_tokens, at_s).map_err(refused)
+    /// Give an engine a job `(id, keys, prompt tokens, output tokens, token ids)`, which has been checked.
+    fn add(&self, engine: usize, job: (i64, Keys, u64, u64, Tokens), at_s: f64) -> PyResult<()> {
+        let (id, keys, prompt_tokens, output_tokens, token_ids) = job;
+        let job = Job::new(id, keys.0, token_ids.0, prompt_tokens, output_tokens);
+        self.engines.lock().add(engine, job, at_s).map_err(refused)
     }
 
     /// Drop a job.
@@ -71,7 +77,12 @@ impl SimulatedEngines {
     }
 
     /// Go on up to a time, or until a job finishes; the time reached, and what happened.
-    fn run<'py>(&self, py: Python<'py>, until_s: f64, events: bool) -> PyResult<(f64, Bound<'py, PyList>)> {
+    fn run<'py>(&self, py: Python<'py>, until_s: f64, events: usize) -> PyResult<(f64, Bound<'py, PyList>)> {
+        let events = match events {
+            0 => Events::Nothing,
+            1 => Events::Each,
+            _ => Events::Frames,
+        };
         let (now_s, told) = py.detach(|| self.engines.lock().run(until_s, events)).map_err(refused)?;
         Ok((now_s, self.tell(py, &told)?))
     }
@@ -92,14 +103,15 @@ impl SimulatedEngines {
             return Ok(list);
         }
         let make = py.get_type::<PyTuple>().getattr("__new__")?;
-        let none = PyTuple::empty(py);
+        let (no_keys, no_payload) = (PyTuple::empty(py), PyBytes::new(py, &[]));
         for happening in &told.happenings {
-            let Happening { at_s, kind, engine, job, first, many, tier, ref keys } = *happening;
+            let Happening { at_s, kind, engine, job, first, many, tier, ref keys, ref payload } = *happening;
             let keys = match &told.keys[keys.clone()] {
-                [] => none.clone().into_any(),
+                [] => no_keys.clone().into_any(),
                 keys => PyList::new(py, keys)?.into_any(),
             };
-            let fields = (at_s, &self.kinds[kind as usize], engine, job, first, many, tier, keys);
+            let payload = if payload.is_empty() { no_payload.clone() } else { PyBytes::new(py, payload) };
+            let fields = (at_s, &self.kinds[kind as usize], engine, job, first, many, tier, keys, payload);
             list.append(make.call1((&self.happening, fields))?)?;
         }
         Ok(list)
