@@ -83,8 +83,10 @@ _Row: TypeAlias = tuple[PodId, DpRank, str | None, float, int, int, int, list[tu
 
 def block_keys(
     recipe: str, root: bytes, tokens: Buffer | Sequence[int], block_size_tokens: int, extras: Sequence[tuple[int, bytes]]
-) -> list[int]:
+) -> bytes:
     """Return the keys of a prompt's whole blocks after ``root``, by our own recipe, an engine's algorithm or llm-d's.
+
+    They are the bytes of an array('Q').
 
     ``extras``: block and what stands for its extras, serialized, in the order of blocks.
     """

@@ -129,6 +129,11 @@ impl NameTable {
     }
 }
 
+/// Keys as the bytes of an array of 64-bit integers.
+pub fn key_bytes<'py>(py: Python<'py>, keys: &[u64]) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &keys.iter().flat_map(|key| key.to_ne_bytes()).collect::<Vec<u8>>())
+}
+
 /// What the candidates hold of one prompt.
 #[pyclass(frozen, module = "kvatlas._native")]
 pub struct Scores {
@@ -169,7 +174,7 @@ impl Scores {
 
     /// The keys of the prompt's whole blocks: the bytes of an array of 64-bit integers.
     fn keys<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.keys.iter().flat_map(|key| key.to_ne_bytes()).collect::<Vec<u8>>())
+        key_bytes(py, &self.keys)
     }
 
     /// All there is to tell of each stream.

@@ -22,7 +22,7 @@ impl Frame {
         let size = spec.block_size_tokens as usize;
         let tokens = job.token_ids.get(blocks.start * size..blocks.end * size).unwrap_or_default();
         let into = &mut self.written;
-        into.reserve(64 + 9 * blocks.len() + 5 * tokens.len());
+        into.reserve(64 + 9 * blocks.len());
         array(into, 7);
         text(into, "BlockStored");
         array(into, blocks.len());
@@ -31,8 +31,7 @@ impl Frame {
             0 => into.push(NIL),
             start => integer(into, job.keys[start - 1]),
         }
-        array(into, tokens.len());
-        tokens.iter().for_each(|&token| integer(into, u64::from(token)));
+        integers(into, tokens);
         integer(into, spec.block_size_tokens);
         into.push(NIL); // no adapter
         text(into, spec.medium(tier));
@@ -110,6 +109,31 @@ fn integer(into: &mut Vec<u8>, value: u64) {
             into.extend_from_slice(&value.to_be_bytes());
         }
     }
+}
+
+/// An array of token ids: most of what is written.
+fn integers(into: &mut Vec<u8>, values: &[u32]) {
+    array(into, values.len());
+    let begin = into.len();
+    into.resize(begin + 5 * values.len(), 0); // as many as they may need
+    let mut end = begin;
+    for &value in values {
+        let bytes = value.to_be_bytes();
+        let (head, skipped) = match value {
+            0..=0x7f => (None, 3),
+            0x80..=0xff => (Some(0xcc), 3),
+            0x100..=0xffff => (Some(0xcd), 2),
+            _ => (Some(0xce), 0),
+        };
+        if let Some(head) = head {
+            into[end] = head;
+            end += 1;
+        }
+        let bytes = &bytes[skipped..];
+        into[end..end + bytes.len()].copy_from_slice(bytes);
+        end += bytes.len();
+    }
+    into.truncate(end);
 }
 
 /// A name of at most 65,535 bytes.

@@ -82,21 +82,19 @@ class NativeIndex:
         self, stream: Stream, payloads: Sequence[bytes], decoder: str = "vllm", model: str | None = None
     ) -> AppliedPayloads:
         taken, ranks = self._core.apply_payloads(stream.pod, stream.dp_rank, payloads, decoder, model or None, self._clock())
-        return AppliedPayloads(
-            taken,
-            tuple(
-                RankApplied(
-                    DpRank(dp_rank),
-                    ApplyReport(*report),
-                    stored,
-                    removed,
-                    cleared,
-                    timestamp_s,
-                    frozenset(map(Tier, tiers)),
-                )
-                for dp_rank, report, stored, removed, cleared, timestamp_s, tiers in ranks
-            ),
-        )
+        applied = [
+            RankApplied(
+                DpRank(dp_rank),
+                ApplyReport(*report),
+                stored,
+                removed,
+                cleared,
+                timestamp_s,
+                frozenset(cast("list[Tier]", tiers)),
+            )
+            for dp_rank, report, stored, removed, cleared, timestamp_s, tiers in ranks
+        ]
+        return AppliedPayloads(taken, tuple(applied))
 
     def apply(self, stream: Stream, batch: EventBatch) -> ApplyReport:
         events = [_event_tuple(event) for event in batch.events]

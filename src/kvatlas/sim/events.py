@@ -61,7 +61,8 @@ class EventStream:
         self._path = path
         self._tracker = SequenceTracker()
         self._trust = StreamTrust(stream, self._tracker, index, metrics, "simulation", drop_when_stale=False)
-        self._under_way: deque[_Frame] = deque()
+        self.under_way: deque[_Frame] = deque()
+        """Published, and not told to the index."""
         self._next_seq = 0
         self._arrives_s = 0.0
         self._healed_s: float | None = None
@@ -74,22 +75,25 @@ class EventStream:
     def publish(self, at_s: float, payload: bytes, random: random_module.Random) -> None:
         """Take a frame that the engine publishes now, with the step that begins."""
         path = self._path
-        arrives_s: float | None = None
+        arrives_s: float | None
         if path.loss and random.random() < path.loss:
+            arrives_s = None
             self.lost += 1
+        elif path.jitter_s:
+            arrives_s = self._arrives_s = max(self._arrives_s, at_s + path.lag_s + random.random() * path.jitter_s)
         else:
-            lag_s = path.lag_s + (random.random() * path.jitter_s if path.jitter_s else 0.0)
-            arrives_s = self._arrives_s = max(self._arrives_s, at_s + lag_s)
-        self._under_way.append(_Frame(self._next_seq, payload, at_s, arrives_s))
-        self._next_seq += 1
-        if len(self._under_way) > PUBLISHED_MAX:
+            arrives_s = at_s + path.lag_s
+        under_way, seq = self.under_way, self._next_seq
+        under_way.append(_Frame(seq, payload, at_s, arrives_s))
+        self._next_seq = seq + 1
+        if len(under_way) > PUBLISHED_MAX:
             self.deliver(at_s)  # for want of a decision nobody looked for long
-            if len(self._under_way) > PUBLISHED_MAX:
-                self._under_way.popleft()
+            if len(under_way) > PUBLISHED_MAX:
+                under_way.popleft()
 
     def deliver(self, now_s: float) -> None:
         """Tell the index what has arrived by now: nobody asks it between two decisions, so before each is soon enough."""
-        under_way = self._under_way
+        under_way = self.under_way
         while under_way:
             if self._healed_s is not None:
                 if now_s < self._healed_s:
@@ -107,7 +111,7 @@ class EventStream:
 
     def _accept(self, now_s: float) -> None:
         """Tell the index of the next frames, as far as they have arrived without a gap."""
-        under_way, payloads = self._under_way, []
+        under_way, payloads = self.under_way, []
         while under_way and (arrives_s := under_way[0].arrives_s) is not None and arrives_s <= now_s:
             frame = under_way.popleft()
             payloads.append(frame.payload)
@@ -125,7 +129,7 @@ class EventStream:
 
     def _first_heard(self, now_s: float) -> _Frame | None:
         """Return the first frame that is not lost, if it has arrived."""
-        for frame in self._under_way:
+        for frame in self.under_way:
             if frame.arrives_s is not None:
                 return frame if frame.arrives_s <= now_s else None
         return None
@@ -144,7 +148,7 @@ class EventStream:
 
     def _replay(self, healed_s: float) -> None:
         """Bring all that was published by the time of the replay's end, lost or not."""
-        under_way, payloads = self._under_way, []
+        under_way, payloads = self.under_way, []
         self._healed_s = None
         if under_way[0].seq > (self._tracker.next_seq or 0):
             self._trust.begin(under_way[0].seq)  # the engine does not keep older ones

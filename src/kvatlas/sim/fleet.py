@@ -258,8 +258,9 @@ class _Fleet:
     def _deliver(self) -> None:
         stale = False
         for stream in self._streams.values():
-            stream.deliver(self._now_s)
-            stale = stale or stream.stale is not None
+            if stream.under_way:
+                stream.deliver(self._now_s)
+            stale = stale or (stream.gaps > 0 and stream.stale is not None)
         self._doubtful += stale
 
     # -- what engines tell --------------------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ def test_after_any_losses_a_healed_stream_is_exact(loss: float) -> None:
             stream.publish(at_s, stored(at_s, asked, (held[number], 1, 0)), rng)
             held[number] += 1
         stream.deliver(at_s)
-    while stream._under_way[-1].arrives_s is None:  # only what comes after it tells of a lost frame
+    while stream.under_way[-1].arrives_s is None:  # only what comes after it tells of a lost frame
         stream.publish(30.0, removed(30.0, [1]), rng)
     stream.deliver(100.0)
     assert stream.stale is None
