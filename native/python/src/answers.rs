@@ -131,7 +131,9 @@ impl NameTable {
 
 /// Keys as the bytes of an array of 64-bit integers.
 pub fn key_bytes<'py>(py: Python<'py>, keys: &[u64]) -> Bound<'py, PyBytes> {
-    PyBytes::new(py, &keys.iter().flat_map(|key| key.to_ne_bytes()).collect::<Vec<u8>>())
+    let mut bytes = Vec::with_capacity(8 * keys.len());
+    keys.iter().for_each(|key| bytes.extend_from_slice(&key.to_ne_bytes()));
+    PyBytes::new(py, &bytes)
 }
 
 /// What the candidates hold of one prompt.

@@ -148,9 +148,14 @@ class Router:
 
     def report(self, endpoint: EndpointName, report: EngineReport) -> None:
         """Note what an engine said of itself. Of an endpoint that is not in the pool: nothing happens."""
+        self.reports({endpoint: report})
+
+    def reports(self, reports: Mapping[EndpointName, EngineReport]) -> None:
+        """Note what several engines said of themselves, as one."""
         with self._lock:
-            if endpoint in self._endpoints:
-                self._loads.report(endpoint, report)
+            for endpoint, report in reports.items():
+                if endpoint in self._endpoints:
+                    self._loads.report(endpoint, report)
 
     def decide(self, request: RouteRequest) -> Flight:
         """Choose where a request goes; from now on it counts as in flight there.

@@ -165,15 +165,15 @@ class _Fleet:
 
     def _look(self) -> None:
         """Read engines' metrics, for the policy and for the result."""
-        states = [(engine, spec, self._engines.state(engine)) for engine, spec in self._specs.items()]
+        state_of = self._engines.state
+        states = {engine: state_of(engine) for engine in self._specs}
         reports = int(self._now_s / self._report_every_s + _ROUNDING)
         if self._policy.hears_reports and reports > self._reported:
             self._reported = reports
-            for engine, _, state in states:
-                self._policy.report(engine, state, self._now_s)
+            self._policy.reports(states, self._now_s)
         if self._now_s >= self._sample_s:
             idle = int((self._now_s - self._sample_s) / SAMPLE_EVERY_S)  # nobody looks while nothing is in flight
-            self._tally.sampled(states, self._now_s, idle)
+            self._tally.sampled(self._specs, states, self._now_s, idle)
             self._sample_s += (1 + idle) * SAMPLE_EVERY_S
         if self._now_s >= self._expire_s and self._policy.indexer is not None:
             self._policy.indexer.index.expire()
