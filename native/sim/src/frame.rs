@@ -22,11 +22,9 @@ impl Frame {
         let size = spec.block_size_tokens as usize;
         let tokens = job.token_ids.get(blocks.start * size..blocks.end * size).unwrap_or_default();
         let into = &mut self.written;
-        into.reserve(64 + 9 * blocks.len());
         array(into, 7);
         text(into, "BlockStored");
-        array(into, blocks.len());
-        job.keys[blocks.clone()].iter().for_each(|&key| integer(into, key));
+        integers(into, &job.keys[blocks.clone()]);
         match blocks.start {
             0 => into.push(NIL),
             start => integer(into, job.keys[start - 1]),
@@ -69,8 +67,8 @@ impl Frame {
         let into = &mut self.written;
         array(into, 3);
         text(into, "BlockRemoved");
-        array(into, self.removed.len());
-        self.removed.drain(..).for_each(|key| integer(into, key));
+        integers(into, &self.removed);
+        self.removed.clear();
         text(into, spec.medium(self.removed_from));
     }
 }
@@ -93,47 +91,49 @@ fn array(into: &mut Vec<u8>, items: usize) {
 }
 
 fn integer(into: &mut Vec<u8>, value: u64) {
-    match value {
-        0..=0x7f => into.push(value as u8),
-        0x80..=0xff => into.extend_from_slice(&[0xcc, value as u8]),
-        0x100..=0xffff => {
-            into.push(0xcd);
-            into.extend_from_slice(&(value as u16).to_be_bytes());
-        }
-        0x1_0000..=0xffff_ffff => {
-            into.push(0xce);
-            into.extend_from_slice(&(value as u32).to_be_bytes());
-        }
-        _ => {
-            into.push(0xcf);
-            into.extend_from_slice(&value.to_be_bytes());
-        }
-    }
+    let mut bytes = [0; 9];
+    let end = put(&mut bytes, value);
+    into.extend_from_slice(&bytes[..end]);
 }
 
-/// An array of token ids: most of what is written.
-fn integers(into: &mut Vec<u8>, values: &[u32]) {
+/// An array of integers: nearly all of what is written.
+fn integers<T: Copy + Into<u64>>(into: &mut Vec<u8>, values: &[T]) {
     array(into, values.len());
-    let begin = into.len();
-    into.resize(begin + 5 * values.len(), 0); // as many as they may need
-    let mut end = begin;
+    let mut end = into.len();
+    into.resize(end + (1 + size_of::<T>()) * values.len(), 0); // as much as they may need
     for &value in values {
-        let bytes = value.to_be_bytes();
-        let (head, skipped) = match value {
-            0..=0x7f => (None, 3),
-            0x80..=0xff => (Some(0xcc), 3),
-            0x100..=0xffff => (Some(0xcd), 2),
-            _ => (Some(0xce), 0),
-        };
-        if let Some(head) = head {
-            into[end] = head;
-            end += 1;
-        }
-        let bytes = &bytes[skipped..];
-        into[end..end + bytes.len()].copy_from_slice(bytes);
-        end += bytes.len();
+        end += put(&mut into[end..], value.into());
     }
     into.truncate(end);
+}
+
+/// Write an integer in as few bytes as it needs. How many.
+fn put(into: &mut [u8], value: u64) -> usize {
+    match value {
+        0..=0x7f => {
+            into[0] = value as u8;
+            1
+        }
+        0x80..=0xff => {
+            into[..2].copy_from_slice(&[0xcc, value as u8]);
+            2
+        }
+        0x100..=0xffff => {
+            into[0] = 0xcd;
+            into[1..3].copy_from_slice(&(value as u16).to_be_bytes());
+            3
+        }
+        0x1_0000..=0xffff_ffff => {
+            into[0] = 0xce;
+            into[1..5].copy_from_slice(&(value as u32).to_be_bytes());
+            5
+        }
+        _ => {
+            into[0] = 0xcf;
+            into[1..9].copy_from_slice(&value.to_be_bytes());
+            9
+        }
+    }
 }
 
 /// A name of at most 65,535 bytes.

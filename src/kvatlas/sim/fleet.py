@@ -316,7 +316,7 @@ class _Fleet:
 
     def result(self, seed: int, wall_s: float) -> RunResult:
         states = {engine: self._engines.state(engine) for engine in self._specs}
-        self._tally.queues(list(states.values()))
+        self._tally.queues(states.values())
         for engine, state in states.items():
             self._tally.engine_ends(engine, state)
         return self._tally.result(

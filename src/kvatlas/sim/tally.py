@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from kvatlas.sim.engines import EngineSpec, EngineState
 from kvatlas.sim.request import Request
@@ -212,13 +212,15 @@ class Tally:
             engine.waiting += state.waiting
             engine.running += state.running
             engine.kv_usage += state.blocks_used / max(1, specs[number].gpu_blocks - 1)
-        self.queues(list(states.values()))
+        self.queues(states.values())
 
-    def queues(self, states: list[EngineState]) -> None:
+    def queues(self, states: Iterable[EngineState]) -> None:
         """Note all engines' queues as those that this part of the run ends with, unless there will be later ones."""
         part = self._timeline.now
-        part.waiting = sum(state.waiting for state in states)
-        part.running = sum(state.running for state in states)
+        part.waiting = part.running = 0
+        for state in states:
+            part.waiting += state.waiting
+            part.running += state.running
 
     def engine_ends(self, number: int, state: EngineState) -> None:
         """Note an engine's last state: it leaves, or the run is over."""
