@@ -5,7 +5,7 @@ from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
 
-from kvatlas.sim.engines import Happening, Kind
+from kvatlas.sim.engines import EngineState, Happening, Kind
 from kvatlas.types import DpRank, PodId, Tier
 
 __all__ = [
@@ -94,8 +94,11 @@ def block_keys(
 def decode(payload: bytes, wire: str) -> tuple[float | None, int | None, list[_Event]] | None:
     """Return a payload's timestamp, rank and events; None for one that the Python decoder has to judge."""
 
-def piece_hashes(content: Buffer, piece_bytes: int, root: int, added: Mapping[int, bytes]) -> list[int]:
-    """Return the chained hashes of a prompt's content in pieces. ``added``: what a piece has besides, by where it starts."""
+def piece_hashes(content: Buffer, piece_bytes: int, root: int, added: Mapping[int, bytes]) -> bytes:
+    """Return the chained hashes of a prompt's content in pieces: the bytes of an array('Q').
+
+    ``added``: what a piece has besides, by where it starts.
+    """
 
 @final
 class History:
@@ -358,7 +361,7 @@ class EncoderThreads:
 class SimulatedEngines:
     """Engines on one virtual clock: `kvatlas.sim.native`. ValueError for what the clock or the engines there are refuse."""
 
-    def __new__(cls, happening: type[Happening], kinds: Sequence[Kind]) -> SimulatedEngines: ...
+    def __new__(cls, happening: type[Happening], kinds: Sequence[Kind], state: type[EngineState]) -> SimulatedEngines: ...
     def join(
         self,
         costs: tuple[float, float, float, float, float],
@@ -383,8 +386,7 @@ class SimulatedEngines:
     def run(self, until_s: float, events: int) -> tuple[float, list[Happening]]:
         """Go on. `events`: as `kvatlas.sim.engines.Events`."""
 
-    def state(self, engine: int) -> tuple[int, int, int, int, float | None, int, float]:
-        """Return the fields of an EngineState."""
+    def state(self, engine: int) -> EngineState: ...
 
 @final
 class Core:

@@ -10,9 +10,6 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 
-/// As `kvatlas.sim.engines.EngineState`.
-type State = (usize, usize, usize, usize, Option<f64>, u64, f64);
-
 /// Engines on one virtual clock.
 #[pyclass(frozen, module = "kvatlas._native")]
 pub struct SimulatedEngines {
@@ -21,13 +18,15 @@ pub struct SimulatedEngines {
     happening: Py<PyAny>,
     /// What it was, by number.
     kinds: Vec<Py<PyAny>>,
+    /// The class of what an engine says of itself: the same.
+    state: Py<PyAny>,
 }
 
 #[pymethods]
 impl SimulatedEngines {
     #[new]
-    fn new(happening: Py<PyAny>, kinds: Vec<Py<PyAny>>) -> Self {
-        Self { engines: Mutex::default(), happening, kinds }
+    fn new(happening: Py<PyAny>, kinds: Vec<Py<PyAny>>, state: Py<PyAny>) -> Self {
+        Self { engines: Mutex::default(), happening, kinds, state }
     }
 
     /// Add an engine, of which all has been checked.
@@ -88,11 +87,12 @@ impl SimulatedEngines {
     }
 
     /// How busy an engine is.
-    fn state(&self, engine: usize) -> PyResult<State> {
+    fn state<'py>(&self, py: Python<'py>, engine: usize) -> PyResult<Bound<'py, PyAny>> {
         let state = self.engines.lock().state(engine).map_err(refused)?;
         let kvatlas_sim::engine::State { waiting, running, blocks_used, cached_blocks, step_ends_s, preemptions, busy_s } =
             state;
-        Ok((waiting, running, blocks_used, cached_blocks, step_ends_s, preemptions, busy_s))
+        let fields = (waiting, running, blocks_used, cached_blocks, step_ends_s, preemptions, busy_s);
+        py.get_type::<PyTuple>().call_method1("__new__", (&self.state, fields))
     }
 }
 

@@ -108,6 +108,7 @@ fn integers<T: Copy + Into<u64>>(into: &mut Vec<u8>, values: &[T]) {
 }
 
 /// Write an integer in as few bytes as it needs. How many.
+#[inline]
 fn put(into: &mut [u8], value: u64) -> usize {
     match value {
         0..=0x7f => {

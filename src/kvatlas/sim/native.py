@@ -11,7 +11,7 @@ class NativeEngines:
     """Any number of engines. Jobs that only get their next token cost a step almost nothing."""
 
     def __init__(self) -> None:
-        self._core = SimulatedEngines(Happening, list(Kind))
+        self._core = SimulatedEngines(Happening, list(Kind), EngineState)
         self._specs: dict[int, EngineSpec] = {}
 
     def join(self, spec: EngineSpec, at_s: float) -> int:
@@ -56,4 +56,4 @@ class NativeEngines:
         return self._core.run(until_s, events)
 
     def state(self, engine: int) -> EngineState:
-        return EngineState._make(self._core.state(engine))
+        return self._core.state(engine)
