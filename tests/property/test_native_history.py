@@ -56,7 +56,7 @@ def test_both_hash_alike(content: bytes, piece_bytes: int, root: int, added: dic
     assert native_piece_hashes is not None
     extras = {number * piece_bytes: value for number, value in added.items()}
     asked = (memoryview(content), piece_bytes, root, extras)
-    assert list(native_piece_hashes(*asked)) == piece_hashes(*asked)
+    assert native_piece_hashes(*asked) == piece_hashes(*asked)
 
 
 def test_python_is_used_where_it_is_asked_for() -> None:

@@ -29,8 +29,7 @@ class SpreadCounter:
     def add(self, value_s: float) -> None:
         self._count += 1
         self._sum += value_s
-        if value_s > self._max:
-            self._max = value_s
+        self._max = max(self._max, value_s)
         if value_s <= VALUE_MIN_S:
             self._zeros += 1
         elif value_s < VALUE_MAX_S:

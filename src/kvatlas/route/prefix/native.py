@@ -13,8 +13,8 @@ from kvatlas.route.prefix.history import History, HistoryStats
 
 
 class PieceHashes(Protocol):
-    def __call__(self, content: memoryview, piece_bytes: int, root: int, added: Mapping[int, bytes]) -> Sequence[int]:
-        """Return the chained hashes of the pieces of ``content``. ``added``: what a piece has besides, by where it starts."""
+    def __call__(self, content: memoryview, piece_bytes: int, root: int, added: Mapping[int, bytes]) -> array[int]:
+        """Return the chained hashes of the pieces of ``content``, as ``piece_hashes`` does."""
         ...
 
 
