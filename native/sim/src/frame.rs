@@ -75,6 +75,7 @@ impl Frame {
 
 const NIL: u8 = 0xc0;
 const FLOAT: u8 = 0xcb;
+const INTEGER_BYTES_MAX: usize = 9;
 
 fn array(into: &mut Vec<u8>, items: usize) {
     match items {
@@ -91,7 +92,7 @@ fn array(into: &mut Vec<u8>, items: usize) {
 }
 
 fn integer(into: &mut Vec<u8>, value: u64) {
-    let mut bytes = [0; 9];
+    let mut bytes = [0; INTEGER_BYTES_MAX];
     let end = put(&mut bytes, value);
     into.extend_from_slice(&bytes[..end]);
 }
@@ -100,16 +101,17 @@ fn integer(into: &mut Vec<u8>, value: u64) {
 fn integers<T: Copy + Into<u64>>(into: &mut Vec<u8>, values: &[T]) {
     array(into, values.len());
     let mut end = into.len();
-    into.resize(end + (1 + size_of::<T>()) * values.len(), 0); // as much as they may need
+    into.resize(end + (1 + size_of::<T>()) * values.len() + INTEGER_BYTES_MAX, 0); // as much as they may need
     for &value in values {
-        end += put(&mut into[end..], value.into());
+        let place = into[end..].first_chunk_mut().expect("there is room for one more");
+        end += put(place, value.into());
     }
     into.truncate(end);
 }
 
 /// Write an integer in as few bytes as it needs. How many.
-#[inline]
-fn put(into: &mut [u8], value: u64) -> usize {
+#[inline(always)]
+fn put(into: &mut [u8; INTEGER_BYTES_MAX], value: u64) -> usize {
     match value {
         0..=0x7f => {
             into[0] = value as u8;
