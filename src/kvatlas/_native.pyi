@@ -5,7 +5,7 @@ from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
 
-from kvatlas.sim.engines import Happening, Kind
+from kvatlas.sim.engines import EngineState, Happening, Kind
 from kvatlas.types import DpRank, PodId, Tier
 
 __all__ = [
@@ -83,8 +83,10 @@ _Row: TypeAlias = tuple[PodId, DpRank, str | None, float, int, int, int, list[tu
 
 def block_keys(
     recipe: str, root: bytes, tokens: Buffer | Sequence[int], block_size_tokens: int, extras: Sequence[tuple[int, bytes]]
-) -> list[int]:
+) -> bytes:
     """Return the keys of a prompt's whole blocks after ``root``, by our own recipe, an engine's algorithm or llm-d's.
+
+    They are the bytes of an array('Q').
 
     ``extras``: block and what stands for its extras, serialized, in the order of blocks.
     """
@@ -92,8 +94,11 @@ def block_keys(
 def decode(payload: bytes, wire: str) -> tuple[float | None, int | None, list[_Event]] | None:
     """Return a payload's timestamp, rank and events; None for one that the Python decoder has to judge."""
 
-def piece_hashes(content: Buffer, piece_bytes: int, root: int, added: Mapping[int, bytes]) -> list[int]:
-    """Return the chained hashes of a prompt's content in pieces. ``added``: what a piece has besides, by where it starts."""
+def piece_hashes(content: Buffer, piece_bytes: int, root: int, added: Mapping[int, bytes]) -> bytes:
+    """Return the chained hashes of a prompt's content in pieces: the bytes of an array('Q').
+
+    ``added``: what a piece has besides, by where it starts.
+    """
 
 @final
 class History:
@@ -356,7 +361,7 @@ class EncoderThreads:
 class SimulatedEngines:
     """Engines on one virtual clock: `kvatlas.sim.native`. ValueError for what the clock or the engines there are refuse."""
 
-    def __new__(cls, happening: type[Happening], kinds: Sequence[Kind]) -> SimulatedEngines: ...
+    def __new__(cls, happening: type[Happening], kinds: Sequence[Kind], state: type[EngineState]) -> SimulatedEngines: ...
     def join(
         self,
         costs: tuple[float, float, float, float, float],
@@ -365,25 +370,24 @@ class SimulatedEngines:
         step_tokens_max: int,
         running_max: int,
         prefix_caching: bool,
-        tiers: Sequence[tuple[int, float, float]],
+        tiers: Sequence[tuple[str, int, float, float]],
         at_s: float,
     ) -> int:
-        """Add an engine, of which all has been checked; return its number. `tiers`: blocks, seconds a block, latency."""
+        """Add an engine, of which all has been checked; return its number. `tiers`: name, blocks, seconds a block, latency."""
 
     def leave(self, engine: int, at_s: float) -> list[int]: ...
-    def add(
-        self, engine: int, job: int, keys: Buffer | Sequence[int], prompt_tokens: int, output_tokens: int, at_s: float
-    ) -> None:
-        """Give an engine a job, which has been checked."""
+    def add(self, engine: int, job: tuple[int, Buffer | Sequence[int], int, int, Buffer | Sequence[int]], at_s: float) -> None:
+        """Give an engine a job `(id, keys, prompt tokens, output tokens, token ids)`, which has been checked."""
 
     def abort(self, engine: int, job: int, at_s: float) -> bool: ...
     def reset_cache(self, engine: int, at_s: float) -> bool: ...
-    def run(self, until_s: float, events: bool) -> tuple[float, list[Happening]]: ...
-    def metrics(self, engine: int) -> tuple[int, int, int, int, float | None, int, float]:
+    def run(self, until_s: float, events: int) -> tuple[float, list[Happening]]:
+        """Go on. `events`: as `kvatlas.sim.engines.Events`."""
+
+    def metrics(self, engine: int) -> EngineState:
         """How busy it was when its last step ended."""
 
-    def state(self, engine: int) -> tuple[int, int, int, int, float | None, int, float]:
-        """Return the fields of an EngineState."""
+    def state(self, engine: int) -> EngineState: ...
 
 @final
 class Core:

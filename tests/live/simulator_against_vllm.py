@@ -24,7 +24,7 @@ from typing import NamedTuple
 from kvatlas.keys.engine_hashes import UNSET_SEED, HashScheme
 from kvatlas.sim.choice import make_engines
 from kvatlas.sim.costs import EngineCosts
-from kvatlas.sim.engines import EngineSpec, Job, Kind
+from kvatlas.sim.engines import EngineSpec, Events, Job, Kind
 from tests.live.against_vllm import Engine, Workload
 
 SCHEME = HashScheme("sha256_cbor", UNSET_SEED)
@@ -64,7 +64,7 @@ class Simulated:
         cached = [0] * len(requests)
         unfinished = len(requests)
         while unfinished:
-            self._now_s, happenings = self._engines.run(math.inf, events=False)
+            self._now_s, happenings = self._engines.run(math.inf, events=Events.NOTHING)
             for happening in happenings:
                 if happening.kind is Kind.SCHEDULED:
                     cached[happening.job - first] = happening.first

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from kvatlas.sim.costs import EngineCosts
-from kvatlas.sim.engines import Engines, EngineSpec, Happening, Job, TierSpec
+from kvatlas.sim.engines import Engines, EngineSpec, Events, Happening, Job, TierSpec
 
 _seconds = st.sampled_from([0.0, 0.001, 0.0137, 0.25])
 
@@ -75,11 +75,14 @@ def programs(draw: st.DrawFn) -> list[Act]:
 class Driven:
     """Engines that a program is done to. It keeps book of what became of the jobs."""
 
-    def __init__(self, engines: Engines) -> None:
+    def __init__(self, engines: Engines, events: Events = Events.EACH) -> None:
         self.engines = engines
+        self.events = events
         self.now_s = 0.0
         self.specs: dict[int, EngineSpec] = {}
         """Of those that have not left."""
+        self.sizes: list[int] = []
+        """Tokens in a block of each that ever was."""
         self.jobs: dict[int, tuple[int, Job]] = {}
         """Id -> the engine that got it, and the job."""
         self.dropped: list[int] = []
@@ -91,6 +94,7 @@ class Driven:
         if act.spec is not None:
             number = self.engines.join(act.spec, self.now_s)
             self.specs[number] = act.spec
+            self.sizes.append(act.spec.block_size_tokens)
             return number
         if act.name == "run":
             return self.run(self.now_s + act.seconds)
@@ -115,8 +119,8 @@ class Driven:
             return aborted
         return None
 
-    def run(self, until_s: float, *, events: bool = True) -> tuple[float, list[Happening]]:
-        self.now_s, told = self.engines.run(until_s, events=events)
+    def run(self, until_s: float) -> tuple[float, list[Happening]]:
+        self.now_s, told = self.engines.run(until_s, events=self.events)
         self.told += told
         return self.now_s, told
 
@@ -130,4 +134,5 @@ def make_job(number: int, act: Act, block_size_tokens: int) -> Job:
     """Return a job whose first blocks are its family's."""
     blocks = (act.prompt + act.output) // block_size_tokens
     keys = array("Q", [act.family * 1000 + i if i < act.shared else number * 10_000 + i for i in range(blocks)])
-    return Job(number, keys, act.prompt, act.output)
+    tokens = array("I", (keys[i // block_size_tokens] * 7919 & 0xFFFF_FFFF for i in range(blocks * block_size_tokens)))
+    return Job(number, keys, act.prompt, act.output, tokens)

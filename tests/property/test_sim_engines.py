@@ -8,9 +8,11 @@ from collections.abc import Iterator
 
 from hypothesis import given, settings
 
+from kvatlas.ingest.decode.vllm import VllmDecoder
 from kvatlas.sim.batching import Engine
-from kvatlas.sim.engines import Happening, Kind
+from kvatlas.sim.engines import Events, Happening, Kind
 from kvatlas.sim.reference import ReferenceEngines
+from kvatlas.types import GPU, BlockRemoved, BlockStored
 from tests.models.engine_programs import Act, Driven, programs
 
 ENDS = {Kind.FINISHED, Kind.REFUSED}
@@ -25,7 +27,7 @@ class Watched(Driven):
         self.copies: dict[tuple[int, int], Counter[int]] = {}
         """Engine and tier -> copies of each key, as STORED and REMOVED tell."""
 
-    def run(self, until_s: float, *, events: bool = True) -> tuple[float, list[Happening]]:
+    def run(self, until_s: float) -> tuple[float, list[Happening]]:
         told: list[Happening] = []
         while True:
             for stop_s in self._stops(until_s):
@@ -140,13 +142,45 @@ def test_time_goes_on_and_happenings_come_in_its_order(program: list[Act]) -> No
 @settings(deadline=None, max_examples=100)
 @given(programs())
 def test_steps_are_the_same_where_events_are_not_asked_for(program: list[Act]) -> None:
-    class Quiet(Driven):
-        def run(self, until_s: float, *, events: bool = True) -> tuple[float, list[Happening]]:
-            return super().run(until_s, events=False)
-
-    loud, quiet = Driven(ReferenceEngines()), Quiet(ReferenceEngines())
+    loud, quiet = Driven(ReferenceEngines()), Driven(ReferenceEngines(), Events.NOTHING)
     for act in program:
         loud.do(act)
         quiet.do(act)
     blocks = {Kind.STORED, Kind.REMOVED}
     assert [happening for happening in loud.told if happening.kind not in blocks] == quiet.told
+
+
+@settings(deadline=None, max_examples=100)
+@given(programs())
+def test_frames_tell_what_events_tell_one_by_one(program: list[Act]) -> None:
+    each, frames = Driven(ReferenceEngines()), Driven(ReferenceEngines(), Events.FRAMES)
+    for act in program:
+        each.do(act)
+        frames.do(act)
+    one_by_one = [change for told in each.told for change in _changes(each, told)]
+    assert [change for told in frames.told for change in _changes(frames, told)] == one_by_one
+
+
+def _changes(driven: Driven, told: Happening) -> Iterator[tuple[object, ...]]:
+    """Yield which key came to or left a tier, with all that an event says of it."""
+    if told.kind is Kind.STORED:
+        job, size = driven.jobs[told.job][1], driven.sizes[told.engine]
+        for at in range(told.first, told.first + told.many):
+            tokens = job.tokens[at * size : (at + 1) * size]
+            yield told.at_s, told.engine, told.tier > 0, job.keys[at], job.keys[at - 1] if at else None, tokens
+    elif told.kind is Kind.REMOVED:
+        for key in told.keys:
+            yield told.at_s, told.engine, told.tier > 0, key
+    elif told.kind is Kind.PUBLISHED:
+        decoded = VllmDecoder().decode(told.payload)
+        assert not decoded.faults
+        for event in decoded.batches[0].events:
+            assert isinstance(event, BlockStored | BlockRemoved)
+            for at, key in enumerate(event.hashes):
+                below = event.tier != GPU
+                if isinstance(event, BlockRemoved):
+                    yield told.at_s, told.engine, below, key
+                else:
+                    size = event.block_size_tokens or 0
+                    parent = event.hashes[at - 1] if at else event.parent
+                    yield told.at_s, told.engine, below, key, parent, event.token_ids[at * size : (at + 1) * size]

@@ -129,6 +129,13 @@ impl NameTable {
     }
 }
 
+/// Keys as the bytes of an array of 64-bit integers.
+pub fn key_bytes<'py>(py: Python<'py>, keys: &[u64]) -> Bound<'py, PyBytes> {
+    let mut bytes = Vec::with_capacity(8 * keys.len());
+    keys.iter().for_each(|key| bytes.extend_from_slice(&key.to_ne_bytes()));
+    PyBytes::new(py, &bytes)
+}
+
 /// What the candidates hold of one prompt.
 #[pyclass(frozen, module = "kvatlas._native")]
 pub struct Scores {
@@ -169,7 +176,7 @@ impl Scores {
 
     /// The keys of the prompt's whole blocks: the bytes of an array of 64-bit integers.
     fn keys<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.keys.iter().flat_map(|key| key.to_ne_bytes()).collect::<Vec<u8>>())
+        key_bytes(py, &self.keys)
     }
 
     /// All there is to tell of each stream.

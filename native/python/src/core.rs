@@ -71,17 +71,17 @@ pub fn decode<'py>(py: Python<'py>, payload: PyBackedBytes, wire: &str) -> PyRes
     }
 }
 
-/// The keys of a prompt's whole blocks after `root`, by our recipe, an engine's algorithm or llm-d's. `extras`: `(block, serialized)`, in the
-/// order of blocks.
+/// The keys of a prompt's whole blocks after `root`, by our recipe, an engine's algorithm or llm-d's: the bytes of an array of
+/// 64-bit integers. `extras`: `(block, serialized)`, in the order of blocks.
 #[pyfunction]
-pub fn block_keys(
-    py: Python<'_>,
+pub fn block_keys<'py>(
+    py: Python<'py>,
     recipe: &str,
     root: PyBackedBytes,
     tokens: Tokens,
     block_size_tokens: usize,
     extras: Vec<(usize, Vec<u8>)>,
-) -> PyResult<Vec<u64>> {
+) -> PyResult<Bound<'py, PyBytes>> {
     let Some(recipe) = Recipe::named(recipe) else {
         return Err(PyValueError::new_err(format!("recipe: {recipe:?} is not known")));
     };
@@ -94,7 +94,7 @@ pub fn block_keys(
     if extras.windows(2).any(|two| two[0].0 >= two[1].0) {
         return Err(PyValueError::new_err("extras: expected one a block, in order"));
     }
-    Ok(py.detach(|| chain::keys(recipe, &root, &tokens.0, block_size_tokens, &extras)))
+    Ok(answers::key_bytes(py, &py.detach(|| chain::keys(recipe, &root, &tokens.0, block_size_tokens, &extras))))
 }
 
 /// What payloads did to one rank.

@@ -1,5 +1,6 @@
 //! What the router keeps and hashes, as Python sees it. Microseconds each, so the GIL is kept.
 
+use crate::answers::key_bytes;
 use crate::inputs::Keys;
 use kvatlas_core::history::{self, Number};
 use kvatlas_core::pieces;
@@ -7,24 +8,27 @@ use parking_lot::Mutex;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use std::collections::HashMap;
 
 /// Endpoints at once: a number costs a bit of every block that it holds.
 const ENDPOINTS_MAX: Number = 1 << 20;
 
-/// The hashes of a prompt's content in pieces. `added`: what a piece has besides, by where it starts.
+/// The hashes of a prompt's content in pieces: the bytes of an array of 64-bit integers. `added`: what a piece has besides, by
+/// where it starts.
 #[pyfunction]
-pub fn piece_hashes(
-    py: Python<'_>,
+pub fn piece_hashes<'py>(
+    py: Python<'py>,
     content: PyBuffer<u8>,
     piece_bytes: usize,
     root: u64,
     added: HashMap<usize, Vec<u8>>,
-) -> PyResult<Vec<u64>> {
+) -> PyResult<Bound<'py, PyBytes>> {
     if piece_bytes == 0 {
         return Err(PyValueError::new_err("piece_bytes: expected 1 or more"));
     }
-    Ok(pieces::hashes(&content.to_vec(py)?, piece_bytes, root, |start| added.get(&start).map(Vec::as_slice)))
+    let hashes = pieces::hashes(&content.to_vec(py)?, piece_bytes, root, |start| added.get(&start).map(Vec::as_slice));
+    Ok(key_bytes(py, &hashes))
 }
 
 /// Which blocks were routed to whom.

@@ -1,16 +1,15 @@
 //! Simulated engines, as Python sees them. The GIL is released while time goes on.
 
-use crate::inputs::Keys;
+use crate::inputs::{Keys, Tokens};
+use kvatlas_sim::engine::State;
 use kvatlas_sim::engines::{Engines, Refused};
+use kvatlas_sim::jobs::Job;
 use kvatlas_sim::spec::{Costs, EngineSpec, TierSpec};
-use kvatlas_sim::told::{Happening, Told};
+use kvatlas_sim::told::{Events, Happening, Told};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
-
-/// As `kvatlas.sim.engines.EngineState`.
-type State = (usize, usize, usize, usize, Option<f64>, u64, f64);
+use pyo3::types::{PyBytes, PyList, PyTuple};
 
 /// Engines on one virtual clock.
 #[pyclass(frozen, module = "kvatlas._native")]
@@ -20,13 +19,15 @@ pub struct SimulatedEngines {
     happening: Py<PyAny>,
     /// What it was, by number.
     kinds: Vec<Py<PyAny>>,
+    /// The class of what an engine says of itself: the same.
+    state: Py<PyAny>,
 }
 
 #[pymethods]
 impl SimulatedEngines {
     #[new]
-    fn new(happening: Py<PyAny>, kinds: Vec<Py<PyAny>>) -> Self {
-        Self { engines: Mutex::default(), happening, kinds }
+    fn new(happening: Py<PyAny>, kinds: Vec<Py<PyAny>>, state: Py<PyAny>) -> Self {
+        Self { engines: Mutex::default(), happening, kinds, state }
     }
 
     /// Add an engine, of which all has been checked.
@@ -39,12 +40,15 @@ impl SimulatedEngines {
         step_tokens_max: u64,
         running_max: usize,
         prefix_caching: bool,
-        tiers: Vec<(usize, f64, f64)>,
+        tiers: Vec<(String, usize, f64, f64)>,
         at_s: f64,
     ) -> PyResult<usize> {
         let [step_s, prefill_token_s, prefill_context_s, decode_request_s, decode_context_s] = costs;
         let costs = Costs { step_s, prefill_token_s, prefill_context_s, decode_request_s, decode_context_s };
-        let tier = |(blocks, load_block_s, latency_s)| TierSpec { blocks, load_block_s, latency_s };
+        let tier = |(name, blocks, load_block_s, latency_s): (String, _, _, _)| {
+            let name = name.into_boxed_str();
+            TierSpec { name, blocks, load_block_s, latency_s }
+        };
         let tiers = tiers.into_iter().map(tier).collect();
         let spec = EngineSpec { costs, gpu_blocks, block_size_tokens, step_tokens_max, running_max, prefix_caching, tiers };
         self.engines.lock().join(spec, at_s).map_err(refused)
@@ -55,9 +59,11 @@ impl SimulatedEngines {
         self.engines.lock().leave(engine, at_s).map_err(refused)
     }
 
-    /// Give an engine a job, which has been checked.
-    fn add(&self, engine: usize, job: i64, keys: Keys, prompt_tokens: u64, output_tokens: u64, at_s: f64) -> PyResult<()> {
-        self.engines.lock().add(engine, job, keys.0, prompt_tokens, output_tokens, at_s).map_err(refused)
+    /// Give an engine a job `(id, keys, prompt tokens, output tokens, token ids)`, which has been checked.
+    fn add(&self, engine: usize, job: (i64, Keys, u64, u64, Tokens), at_s: f64) -> PyResult<()> {
+        let (id, keys, prompt_tokens, output_tokens, token_ids) = job;
+        let job = Job::new(id, keys.0, token_ids.0, prompt_tokens, output_tokens);
+        self.engines.lock().add(engine, job, at_s).map_err(refused)
     }
 
     /// Drop a job.
@@ -71,42 +77,51 @@ impl SimulatedEngines {
     }
 
     /// Go on up to a time, or until a job finishes; the time reached, and what happened.
-    fn run<'py>(&self, py: Python<'py>, until_s: f64, events: bool) -> PyResult<(f64, Bound<'py, PyList>)> {
+    fn run<'py>(&self, py: Python<'py>, until_s: f64, events: usize) -> PyResult<(f64, Bound<'py, PyList>)> {
+        let events = match events {
+            0 => Events::Nothing,
+            1 => Events::Each,
+            _ => Events::Frames,
+        };
         let (now_s, told) = py.detach(|| self.engines.lock().run(until_s, events)).map_err(refused)?;
         Ok((now_s, self.tell(py, &told)?))
     }
 
     /// How busy an engine is.
-    fn state(&self, engine: usize) -> PyResult<State> {
-        self.engines.lock().state(engine).map(fields).map_err(refused)
+    fn state<'py>(&self, py: Python<'py>, engine: usize) -> PyResult<Bound<'py, PyAny>> {
+        let state = self.engines.lock().state(engine).map_err(refused)?;
+        self.as_state(py, state)
     }
 
     /// How busy it was when its last step ended.
-    fn metrics(&self, engine: usize) -> PyResult<State> {
-        self.engines.lock().metrics(engine).map(fields).map_err(refused)
+    fn metrics<'py>(&self, py: Python<'py>, engine: usize) -> PyResult<Bound<'py, PyAny>> {
+        let state = self.engines.lock().metrics(engine).map_err(refused)?;
+        self.as_state(py, state)
     }
 }
 
-fn fields(state: kvatlas_sim::engine::State) -> State {
-    let kvatlas_sim::engine::State { waiting, running, blocks_used, cached_blocks, step_ends_s, preemptions, busy_s } = state;
-    (waiting, running, blocks_used, cached_blocks, step_ends_s, preemptions, busy_s)
-}
-
 impl SimulatedEngines {
+    fn as_state<'py>(&self, py: Python<'py>, state: State) -> PyResult<Bound<'py, PyAny>> {
+        let State { waiting, running, blocks_used, cached_blocks, step_ends_s, preemptions, busy_s } = state;
+        let fields = (waiting, running, blocks_used, cached_blocks, step_ends_s, preemptions, busy_s);
+        py.get_type::<PyTuple>().call_method1("__new__", (&self.state, fields))
+    }
+
     fn tell<'py>(&self, py: Python<'py>, told: &Told) -> PyResult<Bound<'py, PyList>> {
         let list = PyList::empty(py);
         if told.happenings.is_empty() {
             return Ok(list);
         }
         let make = py.get_type::<PyTuple>().getattr("__new__")?;
-        let none = PyTuple::empty(py);
+        let (no_keys, no_payload) = (PyTuple::empty(py), PyBytes::new(py, &[]));
         for happening in &told.happenings {
-            let Happening { at_s, kind, engine, job, first, many, tier, ref keys } = *happening;
+            let Happening { at_s, kind, engine, job, first, many, tier, ref keys, ref payload } = *happening;
             let keys = match &told.keys[keys.clone()] {
-                [] => none.clone().into_any(),
+                [] => no_keys.clone().into_any(),
                 keys => PyList::new(py, keys)?.into_any(),
             };
-            let fields = (at_s, &self.kinds[kind as usize], engine, job, first, many, tier, keys);
+            let payload = if payload.is_empty() { no_payload.clone() } else { PyBytes::new(py, payload) };
+            let fields = (at_s, &self.kinds[kind as usize], engine, job, first, many, tier, keys, payload);
             list.append(make.call1((&self.happening, fields))?)?;
         }
         Ok(list)

@@ -154,6 +154,7 @@ impl Engine {
         if self.is_batch_empty() && self.preemptions > preemptions {
             self.schedule(at_s, told); // the only job that ran had to give way: now others may be let in
         }
+        self.memory.publish(&self.spec, at_s, told);
         if self.is_batch_empty() {
             let ready_s = self.loading.iter().map(|&slot| self.jobs[slot].ready_s).filter(|&ready_s| ready_s > at_s);
             self.wakes_s = ready_s.fold(f64::INFINITY, f64::min);
@@ -250,7 +251,7 @@ impl Engine {
                         break;
                     }
                 }
-                self.memory.take(&mut self.jobs[slot], 1, at_s, told);
+                self.memory.take(&self.spec, &mut self.jobs[slot], 1, at_s, told);
             }
             self.memory.name(&self.spec, &mut self.jobs[slot], computed + 1, at_s, told);
         }
@@ -337,7 +338,7 @@ impl Engine {
     /// Loads of one engine come one after the other.
     fn begin_load(&mut self, slot: Slot, loads: usize, seconds: f64, at_s: f64, told: &mut Told) {
         let job = &mut self.jobs[slot];
-        self.memory.take(job, loads, at_s, told);
+        self.memory.take(&self.spec, job, loads, at_s, told);
         self.loads_end_s = self.loads_end_s.max(at_s) + seconds;
         (job.loads, job.ready_s) = (loads, self.loads_end_s);
         self.loading.push(slot);
@@ -360,7 +361,7 @@ impl Engine {
             job.is_started = true;
         }
         let computed = job.computed + tokens;
-        self.memory.take(job, lacks, at_s, told);
+        self.memory.take(&self.spec, job, lacks, at_s, told);
         self.memory.name(&self.spec, job, computed, at_s, told);
         self.batch.push((slot, tokens));
         tokens

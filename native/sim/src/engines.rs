@@ -3,7 +3,7 @@
 use crate::engine::{Engine, State};
 use crate::jobs::Job;
 use crate::spec::EngineSpec;
-use crate::told::{Kind, Told};
+use crate::told::{Events, Kind, Told};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -42,22 +42,15 @@ impl Engines {
     }
 
     /// As `Engines.add`, of a job with keys for all its whole blocks.
-    pub fn add(
-        &mut self,
-        number: usize,
-        id: i64,
-        keys: Vec<u64>,
-        prompt_tokens: u64,
-        output_tokens: u64,
-        at_s: f64,
-    ) -> Result<(), Refused> {
+    pub fn add(&mut self, number: usize, job: Job, at_s: f64) -> Result<(), Refused> {
+        let id = job.id;
         if self.engine(number)?.has(id) {
             return Err(format!("job {id}: engine {number} has a job of this id; give each its own"));
         }
         let at_s = self.go_to(at_s)?;
         let engine = self.engine(number)?;
-        if engine.fits(prompt_tokens, output_tokens) {
-            engine.add(Job::new(id, keys, prompt_tokens, output_tokens), at_s);
+        if engine.fits(job.prompt_tokens, job.output_tokens) {
+            engine.add(job, at_s);
             self.note_due(number);
         } else {
             self.told.job(at_s, Kind::Refused, number, id, 0, 0);
@@ -92,11 +85,11 @@ impl Engines {
     }
 
     /// As `Engines.run`: the time reached, and what happened.
-    pub fn run(&mut self, until_s: f64, events: bool) -> Result<(f64, Told), Refused> {
+    pub fn run(&mut self, until_s: f64, events: Events) -> Result<(f64, Told), Refused> {
         if until_s.is_nan() || until_s < self.now_s {
             return Err(format!("until_s: expected {:?} (the time reached) or later, got {until_s:?}", self.now_s));
         }
-        self.told.blocks = events;
+        self.told.events = events;
         let mut has_finished = false;
         while !has_finished {
             let due_s = self.next_due_s();

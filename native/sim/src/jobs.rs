@@ -9,38 +9,40 @@ pub type Slot = u32;
 /// One job.
 #[derive(Default)]
 pub struct Job {
-    pub id: i64,
-    pub keys: Vec<u64>,
-    pub prompt_tokens: u64,
-    pub output_tokens: u64,
-    pub tokens: u64,
-    pub computed: u64,
-    pub blocks: Vec<Block>,
-    pub named: usize,
-    pub cached: u64,
-    pub loads: usize,
-    pub ready_s: f64,
-    pub is_started: bool,
+    pub(crate) id: i64,
+    pub(crate) keys: Vec<u64>,
+    pub(crate) token_ids: Vec<u32>,
+    pub(crate) prompt_tokens: u64,
+    pub(crate) output_tokens: u64,
+    pub(crate) tokens: u64,
+    pub(crate) computed: u64,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) named: usize,
+    pub(crate) cached: u64,
+    pub(crate) loads: usize,
+    pub(crate) ready_s: f64,
+    pub(crate) is_started: bool,
     /// Its place among all jobs that were ever let in here: those that run are in this order.
-    pub admitted: u64,
+    pub(crate) admitted: u64,
     /// Whether it is among the steady ones; then `tokens` and `computed` are as they were when it came to them.
-    pub is_steady: bool,
+    pub(crate) is_steady: bool,
 }
 
 impl Job {
-    pub fn new(id: i64, keys: Vec<u64>, prompt_tokens: u64, output_tokens: u64) -> Self {
-        Self { id, keys, prompt_tokens, output_tokens, tokens: prompt_tokens, ..Self::default() }
+    /// One that has just come. `token_ids` may be empty: frames tell of no tokens then.
+    pub fn new(id: i64, keys: Vec<u64>, token_ids: Vec<u32>, prompt_tokens: u64, output_tokens: u64) -> Self {
+        Self { id, keys, token_ids, prompt_tokens, output_tokens, tokens: prompt_tokens, ..Self::default() }
     }
 
     /// All but its newest token is computed, and it has told one before.
-    pub fn is_answering(&self) -> bool {
+    pub(crate) fn is_answering(&self) -> bool {
         self.is_steady || (self.tokens > self.prompt_tokens && self.computed + 1 == self.tokens)
     }
 }
 
 /// All jobs of an engine.
 #[derive(Default)]
-pub struct Jobs {
+pub(crate) struct Jobs {
     jobs: Vec<Job>,
     vacant: Vec<Slot>,
     slots: HashMap<i64, Slot>,

@@ -5,13 +5,14 @@
 //! of them that need a block, fill one or finish, and no others.
 //!
 //! ```text
-//! engines (the clock) -> engine (which jobs a step computes) -> memory (pool, tiers)
+//! engines (the clock) -> engine (which jobs a step computes) -> memory (pool, tiers) -> frame (what it publishes)
 //!                                       |-> steady (jobs that get a token with each step)
 //! ```
 
 pub mod engine;
 pub mod engines;
-mod jobs;
+mod frame;
+pub mod jobs;
 mod memory;
 mod pool;
 pub mod spec;

@@ -1,10 +1,12 @@
 //! What an engine does with its memory for a job. As `kvatlas.sim.memory`.
 
+use crate::frame::Frame;
 use crate::jobs::Job;
 use crate::pool::{BlockPool, Hits};
 use crate::spec::EngineSpec;
 use crate::tier::Tier;
-use crate::told::Told;
+use crate::told::{Events, Told};
+use std::ops::Range;
 
 /// What a job without blocks begins with. The next one's search begins with what was found for the last one.
 #[derive(Default)]
@@ -19,20 +21,27 @@ pub struct Found {
 pub struct Memory {
     pub gpu: BlockPool,
     tiers: Vec<Tier>,
-    engine: usize,
     found: Found,
     /// A job that does not fit in, and the key of its first block that is not on the GPU. It will not until that is named, or a
     /// job begins to use blocks that were found for it, or leaves some: blocks that are taken only make it worse.
     hopeless: Option<(i64, Option<u64>)>,
     lost: Vec<u64>,
     new: Vec<usize>,
+    news: News,
+}
+
+/// Tells what happens to one engine's memory.
+struct News {
+    engine: usize,
+    frame: Frame,
 }
 
 impl Memory {
     pub fn new(engine: usize, spec: &EngineSpec) -> Self {
         let tiers = spec.tiers.iter().map(|tier| Tier::new(tier.blocks)).collect();
         let gpu = BlockPool::new(spec.gpu_blocks);
-        Self { gpu, tiers, engine, found: Found::default(), hopeless: None, lost: Vec::new(), new: Vec::new() }
+        let news = News { engine, frame: Frame::default() };
+        Self { gpu, tiers, found: Found::default(), hopeless: None, lost: Vec::new(), new: Vec::new(), news }
     }
 
     /// Find what a job without blocks begins with, never all of it. For a job that has to wait, this is asked again and again.
@@ -83,10 +92,10 @@ impl Memory {
     }
 
     /// Give a job free blocks, of which there are enough.
-    pub fn take(&mut self, job: &mut Job, count: usize, at_s: f64, told: &mut Told) {
+    pub fn take(&mut self, spec: &EngineSpec, job: &mut Job, count: usize, at_s: f64, told: &mut Told) {
         self.lost.clear();
         self.gpu.take(count, &mut job.blocks, &mut self.lost);
-        told.removed(at_s, self.engine, &self.lost, 0);
+        self.news.removed(spec, &self.lost, 0, at_s, told);
     }
 
     /// Let those of a job's blocks be found that so many tokens fill, and write them to all tiers that lack them.
@@ -103,15 +112,23 @@ impl Memory {
                 self.hopeless = None;
             }
         }
-        told.stored(at_s, self.engine, job.id, first, full - first, 0);
+        self.news.stored(spec, job, first..full, 0, at_s, told);
         for (at, tier) in self.tiers.iter_mut().enumerate() {
             self.new.clear();
             self.lost.clear();
             tier.store(keys, &mut self.new, &mut self.lost);
-            told.removed(at_s, self.engine, &self.lost, at + 1);
+            self.news.removed(spec, &self.lost, at + 1, at_s, told);
             for run in self.new.chunk_by(|one, next| one + 1 == *next) {
-                told.stored(at_s, self.engine, job.id, first + run[0], run.len(), at + 1);
+                let begin = first + run[0];
+                self.news.stored(spec, job, begin..begin + run.len(), at + 1, at_s, told);
             }
+        }
+    }
+
+    /// Publish what happened since the last time, if it is told in frames.
+    pub fn publish(&mut self, spec: &EngineSpec, at_s: f64, told: &mut Told) {
+        if let Some(payload) = self.news.frame.take(spec, at_s) {
+            told.published(at_s, self.news.engine, payload);
         }
     }
 
@@ -125,6 +142,25 @@ impl Memory {
     pub fn touch(&mut self, spec: &EngineSpec, job: &Job) {
         for tier in &mut self.tiers {
             tier.touch(&job.keys[..spec.full_blocks(job.tokens).min(job.keys.len())]);
+        }
+    }
+}
+
+impl News {
+    fn stored(&mut self, spec: &EngineSpec, job: &Job, blocks: Range<usize>, tier: usize, at_s: f64, told: &mut Told) {
+        match told.events {
+            Events::Nothing => {}
+            Events::Each => told.stored(at_s, self.engine, job.id, blocks, tier),
+            Events::Frames => self.frame.stored(spec, job, blocks, tier),
+        }
+    }
+
+    fn removed(&mut self, spec: &EngineSpec, keys: &[u64], tier: usize, at_s: f64, told: &mut Told) {
+        match told.events {
+            _ if keys.is_empty() => {}
+            Events::Nothing => {}
+            Events::Each => told.removed(at_s, self.engine, keys, tier),
+            Events::Frames => self.frame.removed(spec, keys, tier),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The GPU's blocks. As `kvatlas.sim.blocks.BlockPool`.
 
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 
 /// A block's number.
 pub type Block = u32;
@@ -8,14 +8,14 @@ pub type Block = u32;
 /// The block that nobody gets: it ends lists.
 const NONE: Block = 0;
 
-/// What is known of one block.
+/// What is known of one block: half a cache line.
 #[derive(Clone, Copy, Default)]
+#[repr(align(32))]
 struct Record {
     key: u64,
-    users: u32,
-    is_named: bool,
-    /// How many times blocks had been named before it was.
+    /// How many times blocks had been named when it was; 0: it has no key.
     named_at: u64,
+    users: u32,
     /// The next newer block with the same key.
     newer: Block,
     /// Neighbours in the queue of free blocks.
@@ -23,11 +23,17 @@ struct Record {
     after: Block,
 }
 
+impl Record {
+    fn is_named(&self) -> bool {
+        self.named_at > 0
+    }
+}
+
 /// Blocks by number, free ones in a queue: the next to be taken is behind block 0, the last before it.
 pub struct BlockPool {
     records: Vec<Record>,
-    /// Key -> the oldest block that has it.
-    found: HashMap<u64, Block>,
+    /// The oldest block of each key, found by it.
+    found: HashTable<Block>,
     free: usize,
     cached: usize,
     /// How many times blocks were named.
@@ -52,7 +58,7 @@ impl BlockPool {
             ..Record::default()
         };
         let records = (0..blocks).map(ring).collect();
-        Self { records, found: HashMap::new(), free: blocks as usize - 1, cached: 0, named: 0 }
+        Self { records, found: HashTable::with_capacity(blocks as usize), free: blocks as usize - 1, cached: 0, named: 0 }
     }
 
     /// Blocks that nobody uses.
@@ -74,11 +80,11 @@ impl BlockPool {
     pub fn prefix(&self, keys: &[u64], hits: &mut Hits) {
         let is_still = |(block, key): (&Block, &u64)| {
             let record = &self.records[*block as usize];
-            record.is_named && record.key == *key && record.named_at < hits.at // it was the oldest with this key, and still is
+            record.is_named() && record.key == *key && record.named_at <= hits.at // it was the oldest with this key, and still is
         };
         let still = hits.blocks.iter().zip(keys).take_while(|&pair| is_still(pair)).count();
         hits.blocks.truncate(still);
-        hits.blocks.extend(keys[still..].iter().map_while(|key| self.found.get(key)));
+        hits.blocks.extend(keys[still..].iter().map_while(|&key| self.find(key)));
         hits.at = self.named;
     }
 
@@ -104,7 +110,7 @@ impl BlockPool {
             assert_ne!(block, NONE, "no block is free");
             self.unlink(block);
             self.records[block as usize].users = 1;
-            if self.records[block as usize].is_named {
+            if self.records[block as usize].is_named() {
                 lost.push(self.records[block as usize].key);
                 self.forget(block);
             }
@@ -114,13 +120,18 @@ impl BlockPool {
 
     /// Let a block that is in use, and has no key, be found by one.
     pub fn name(&mut self, block: Block, key: u64) {
-        let record = &mut self.records[block as usize];
-        debug_assert!(!record.is_named && record.users > 0);
-        (record.key, record.is_named, record.newer) = (key, true, NONE);
-        record.named_at = self.named;
         self.named += 1;
         self.cached += 1;
-        let mut last = *self.found.entry(key).or_insert(block);
+        let record = &mut self.records[block as usize];
+        debug_assert!(!record.is_named() && record.users > 0);
+        (record.key, record.named_at, record.newer) = (key, self.named, NONE);
+        let records = &self.records;
+        let found = self.found.entry(
+            spread(key),
+            |&other| records[other as usize].key == key,
+            |&other| spread(records[other as usize].key),
+        );
+        let mut last = *found.or_insert(block).get();
         while last != block {
             let newer = self.records[last as usize].newer;
             if newer == NONE {
@@ -140,7 +151,7 @@ impl BlockPool {
             if record.users > 0 {
                 continue;
             }
-            if record.is_named {
+            if record.is_named() {
                 self.link(block, self.records[NONE as usize].before);
             } else {
                 self.link(block, behind);
@@ -153,7 +164,7 @@ impl BlockPool {
     pub fn reset(&mut self) {
         self.found.clear();
         self.cached = 0;
-        self.records.iter_mut().for_each(|record| record.is_named = false);
+        self.records.iter_mut().for_each(|record| record.named_at = 0);
     }
 
     /// Put a block into the queue behind another one, or in front behind [`NONE`].
@@ -175,19 +186,33 @@ impl BlockPool {
 
     fn forget(&mut self, block: Block) {
         let Record { key, newer, .. } = self.records[block as usize];
-        self.records[block as usize].is_named = false;
+        self.records[block as usize].named_at = 0;
         self.cached -= 1;
-        let oldest = self.found.get_mut(&key).expect("a named block is found");
-        if *oldest != block {
-            let mut last = *oldest;
+        let records = &self.records;
+        let is_its = |&other: &Block| records[other as usize].key == key;
+        let Ok(mut found) = self.found.find_entry(spread(key), is_its) else { panic!("a named block is found") };
+        let oldest = *found.get();
+        if oldest != block {
+            let mut last = oldest;
             while self.records[last as usize].newer != block {
                 last = self.records[last as usize].newer;
             }
             self.records[last as usize].newer = newer;
         } else if newer == NONE {
-            self.found.remove(&key);
+            found.remove();
         } else {
-            *oldest = newer;
+            *found.get_mut() = newer;
         }
     }
+
+    /// The oldest block that has a key.
+    fn find(&self, key: u64) -> Option<Block> {
+        self.found.find(spread(key), |&block| self.records[block as usize].key == key).copied()
+    }
+}
+
+/// A key as a table's hash. Keys are hashes, but nobody has to believe it.
+fn spread(key: u64) -> u64 {
+    let product = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    product ^ product >> 32
 }

@@ -36,9 +36,10 @@ pub struct StepWork {
 }
 
 /// Memory below the GPU's.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct TierSpec {
+    pub name: Box<str>,
     pub blocks: usize,
     pub load_block_s: f64,
     pub latency_s: f64,
@@ -61,6 +62,11 @@ impl EngineSpec {
     /// How many blocks so many tokens need.
     pub fn blocks_for(&self, tokens: u64) -> usize {
         tokens.div_ceil(self.block_size_tokens) as usize
+    }
+
+    /// A tier as events name it.
+    pub fn medium(&self, tier: usize) -> &str {
+        if tier == 0 { "GPU" } else { &self.tiers[tier - 1].name }
     }
 
     /// How many blocks so many tokens fill.

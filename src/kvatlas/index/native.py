@@ -82,21 +82,19 @@ class NativeIndex:
         self, stream: Stream, payloads: Sequence[bytes], decoder: str = "vllm", model: str | None = None
     ) -> AppliedPayloads:
         taken, ranks = self._core.apply_payloads(stream.pod, stream.dp_rank, payloads, decoder, model or None, self._clock())
-        return AppliedPayloads(
-            taken,
-            tuple(
-                RankApplied(
-                    DpRank(dp_rank),
-                    ApplyReport(*report),
-                    stored,
-                    removed,
-                    cleared,
-                    timestamp_s,
-                    frozenset(map(Tier, tiers)),
-                )
-                for dp_rank, report, stored, removed, cleared, timestamp_s, tiers in ranks
-            ),
-        )
+        applied = [
+            RankApplied(
+                DpRank(dp_rank),
+                ApplyReport(*report),
+                stored,
+                removed,
+                cleared,
+                timestamp_s,
+                frozenset(cast("list[Tier]", tiers)),
+            )
+            for dp_rank, report, stored, removed, cleared, timestamp_s, tiers in ranks
+        ]
+        return AppliedPayloads(taken, tuple(applied))
 
     def apply(self, stream: Stream, batch: EventBatch) -> ApplyReport:
         events = [_event_tuple(event) for event in batch.events]
@@ -301,23 +299,21 @@ def _event_tuple(event: Event) -> _native._Event:
 
 
 def _prompt_scores(scores: _native.Scores) -> PromptScores:
-    keys = cast(Sequence[BlockKey], array("Q", scores.keys()))
-    return PromptScores(list(map(_stream_score, scores.rows())), keys, scores.blocks_held)
-
-
-def _stream_score(row: _native._Row) -> StreamScore:
-    pod, rank, model, score, matched_blocks, matched_tokens, cached_tokens, tiers, speculative, stale = row
-    return StreamScore(
-        Stream(pod, rank),
-        model,
-        score,
-        matched_blocks,
-        matched_tokens,
-        cached_tokens,
-        dict(tiers),
-        speculative,
-        None if stale is None else _REASONS[stale],
-    )
+    streams = [
+        StreamScore(
+            Stream(pod, rank),
+            model,
+            score,
+            matched_blocks,
+            matched_tokens,
+            cached_tokens,
+            dict(tiers),
+            speculative,
+            None if stale is None else _REASONS[stale],
+        )
+        for pod, rank, model, score, matched_blocks, matched_tokens, cached_tokens, tiers, speculative, stale in scores.rows()
+    ]
+    return PromptScores(streams, cast(Sequence[BlockKey], array("Q", scores.keys())), scores.blocks_held)
 
 
 def _stream_info(info: _native._Info) -> StreamInfo:

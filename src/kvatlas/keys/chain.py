@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import msgspec
 import xxhash
@@ -118,7 +118,7 @@ class KeySchema(msgspec.Struct, frozen=True):
             block = extra.offset_tokens // size
             serialized[block] = serialized.get(block, b"") + _extra_bytes(extra, block * size)
         found = native_block_keys(self.mode, root.key.to_bytes(8, "big"), tokens, size, list(serialized.items()))
-        return list(map(BlockKey, found))
+        return cast("list[BlockKey]", array("Q", found).tolist())
 
 
 def prompt_extras(cache_salt: str | None, multimodal: Sequence[MultimodalItem]) -> list[Extra]:

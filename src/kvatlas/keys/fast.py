@@ -10,8 +10,8 @@ from typing import Protocol, cast
 class BlockKeysFunction(Protocol):
     def __call__(
         self, recipe: str, root: bytes, tokens: array[int], block_size_tokens: int, extras: Sequence[tuple[int, bytes]]
-    ) -> list[int]:
-        """Return the keys of the whole blocks of ``tokens``. ``extras``: serialized, by block, in order."""
+    ) -> bytes:
+        """Return the keys of the whole blocks of ``tokens``: the bytes of an array('Q'). ``extras``: serialized, by block."""
         ...
 
 

@@ -82,7 +82,9 @@ class LoadBook:
     def of(self, endpoint: str) -> Load:
         """Return an endpoint's load; an empty one where nothing is known."""
         entry = self._loads.get(endpoint)
-        return _IDLE if entry is None else entry.load()
+        if entry is None:
+            return _IDLE
+        return entry.load() if entry.made is None else entry.made
 
     def report(self, endpoint: str, report: EngineReport) -> None:
         """Note what an engine said. Older than what is known: not taken."""
@@ -188,10 +190,9 @@ class _Entry:
         self.made = None
 
     def load(self) -> Load:
-        if self.made is None:
-            in_flight = self.own() if self.others is NOTHING else self._all()
-            self.made = Load(self.report, in_flight, self.prefills_reported)
-        return self.made
+        in_flight = self.own() if self.others is NOTHING else self._all()
+        self.made = made = Load(self.report, in_flight, self.prefills_reported)
+        return made
 
     def own(self) -> InFlight:
         prefills = self.prefills

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -196,6 +197,12 @@ class ResponseHeaders(Protocol):
         ...
 
 
+@cache
+def _installed() -> tuple[EntryPoint, ...]:
+    """Return what is installed, which costs a look into every package, and does not change while a process runs."""
+    return tuple(entry_points(group=GROUP))
+
+
 def plugin_types() -> dict[str, EntryPoint]:
     """Return every installed plugin type, by name. Loads none."""
-    return {point.name: point for point in entry_points(group=GROUP)}
+    return {point.name: point for point in _installed()}

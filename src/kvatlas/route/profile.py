@@ -50,7 +50,7 @@ class Profile(msgspec.Struct, frozen=True):
         ratings = []
         for scorer in self.scorers:
             scored = scorer.plugin.score(cycle, candidates)
-            scores = tuple([_clamped(score) for score in scored])
+            scores = tuple([(score if score < 1.0 else 1.0) if score > 0.0 else 0.0 for score in scored])  # NaN is 0
             assert len(scores) == len(candidates), f"{scorer.name} scored {len(scores)} of {len(candidates)} candidates"
             explained = scored if isinstance(scored, ExplainedScores) else None
             ratings.append(Rating(scorer.name, scorer.weight, scores, explained))
@@ -64,7 +64,3 @@ class Profile(msgspec.Struct, frozen=True):
             totals=tuple(totals),
             picked=tuple(picked),
         )
-
-
-def _clamped(score: float) -> float:
-    return 0.0 if not score > 0.0 else min(score, 1.0)  # NaN is 0

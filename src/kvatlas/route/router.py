@@ -51,11 +51,11 @@ class Router:
         clock: Callable[[], float] = time.monotonic,
         random: random_module.Random | None = None,
         log: DecisionLog | None = None,
-        healthy: Callable[[EndpointName], bool] = lambda _name: True,
+        healthy: Callable[[EndpointName], bool] | None = None,
     ) -> None:
         """``plugins``: all that were made, by name; ``clock`` is the one that they were given.
 
-        ``healthy``: who should get requests. Where nobody is, everybody does: what is known may be wrong.
+        ``healthy``: who should get requests; None: everybody. Where nobody is, everybody does: what is known may be wrong.
         """
         self._scheduler = scheduler
         self._plugins = dict(plugins)
@@ -148,9 +148,14 @@ class Router:
 
     def report(self, endpoint: EndpointName, report: EngineReport) -> None:
         """Note what an engine said of itself. Of an endpoint that is not in the pool: nothing happens."""
+        self.reports({endpoint: report})
+
+    def reports(self, reports: Mapping[EndpointName, EngineReport]) -> None:
+        """Note what several engines said of themselves, as one."""
         with self._lock:
-            if endpoint in self._endpoints:
-                self._loads.report(endpoint, report)
+            for endpoint, report in reports.items():
+                if endpoint in self._endpoints:
+                    self._loads.report(endpoint, report)
 
     def decide(self, request: RouteRequest) -> Flight:
         """Choose where a request goes; from now on it counts as in flight there.
@@ -196,8 +201,9 @@ class Router:
 
     def _cycle(self, request: RouteRequest, random: random_module.Random) -> Cycle:
         """Return what a decision works on: those who may get the request, with their load."""
-        allowed = self._allowed(request)
-        healthy = [endpoint for endpoint in allowed if self._healthy(endpoint.name)] or allowed
+        healthy = allowed = self._allowed(request)
+        if self._healthy is not None:
+            healthy = [endpoint for endpoint in allowed if self._healthy(endpoint.name)] or allowed
         cycle = Cycle(request, self._with_loads(healthy), self._clock(), random)
         if len(healthy) < len(allowed):
             cycle.notes.append(f"{len(allowed) - len(healthy)} of {len(allowed)} endpoints are out of rotation")
@@ -218,6 +224,19 @@ class Router:
 
 class Flight:
     """A request between its decision and its end: how it counts for load, and where its outcome is told. Ends once."""
+
+    __slots__ = (
+        "_at",
+        "_ended",
+        "_logged",
+        "_prefill_at",
+        "_prefill_pairs",
+        "_prefill_tokens",
+        "_prefilling",
+        "_router",
+        "_tokens",
+        "decision",
+    )
 
     def __init__(self, router: Router, decision: Decision, logged: Logged) -> None:
         self.decision = decision

@@ -57,13 +57,14 @@ class Scheduler:
             if cycle.saturated:
                 raise SaturatedError("all endpoints that could take the request are at their limit")
             raise NoEndpointError(_why_nobody(runs))
-        endpoints = {candidate.name: candidate.endpoint for candidate in cycle.candidates}
+        others = conclusion.prefill is not None or conclusion.encoders
+        endpoints = {one.endpoint.name: one.endpoint for one in cycle.candidates} if others else {}
         return Decision(
             request=cycle.request,
             at_s=time.time(),
-            targets=tuple(candidate.endpoint for candidate in run.picked),
+            targets=tuple([candidate.endpoint for candidate in run.picked]),
             prefill=None if conclusion.prefill is None else endpoints[conclusion.prefill],
-            encoders=tuple(endpoints[name] for name in conclusion.encoders),
+            encoders=tuple([endpoints[name] for name in conclusion.encoders]),
             runs=runs,
             matches=cycle.matches,
             notes=tuple(cycle.notes),

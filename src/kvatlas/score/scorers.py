@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, cast
 
 from kvatlas.errors import RequestError
@@ -59,13 +60,20 @@ def _sum(values: Iterable[float]) -> float:
     return total
 
 
+@cache
+def _installed() -> tuple[EntryPoint, ...]:
+    """Return what is installed, which costs a look into every package, and does not change while a process runs."""
+    return tuple(entry_points(group=SCORERS))
+
+
 def scorer_names() -> list[str]:
     """Return the names of all installed scorers."""
-    return sorted(entry_points(group=SCORERS).names)
+    return sorted({found.name for found in _installed()})
 
 
 def load_scorer(name: str) -> Scorer:
     """Return a scorer by name; RequestError with the known names where there is none."""
-    for found in entry_points(group=SCORERS, name=name):
-        return cast("Scorer", found.load()())
+    for found in _installed():
+        if found.name == name:
+            return cast("Scorer", found.load()())
     raise RequestError("scorer", f"{name!r} is not installed", f"use one of {', '.join(scorer_names())}")

@@ -15,7 +15,7 @@ class Engine:
 
     def __init__(self, number: int, spec: EngineSpec) -> None:
         self.spec = spec
-        self.told = Told(number)
+        self.told = Told(number, spec)
         self.memory = Memory(spec, self.told)
         self.jobs: dict[int, Work] = {}
         self.running: list[Work] = []
@@ -80,6 +80,7 @@ class Engine:
         self._schedule(at_s)
         if not self.batch and self._preemptions > preemptions:
             self._schedule(at_s)  # the only job that ran had to give way: now others may be let in
+        self.told.publish(at_s)
         if self.batch:
             self._step_s = self._seconds()
             self.step_ends_s = at_s + self._step_s

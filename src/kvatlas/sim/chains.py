@@ -1,4 +1,4 @@
-"""Tokens to the keys of their blocks, where prompts share beginnings: what was hashed before is not hashed again."""
+"""Tokens to the keys of their blocks. Without the native core, where prompts share beginnings what was hashed is remembered."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Chains:
 
     def __init__(self, block_size_tokens: int, model: str, remembered_bytes: int = REMEMBERED_BYTES) -> None:
         self._schema = KeySchema(block_size_tokens)
-        self._root = self._schema.root(model).key
+        self._root = self._schema.root(model)
+        self._root_bytes = self._root.key.to_bytes(8, "big")
         self._block_bytes = 4 * block_size_tokens
         self._known: OrderedDict[Name, Known] = OrderedDict()
         self._bytes = 0
@@ -34,6 +35,9 @@ class Chains:
         ``session``: whose next prompt will begin with these tokens. What a session had last is remembered, and of other prompts
         what those with equal heads have in common.
         """
+        if native_block_keys is not None:  # faster than to find out what is known
+            schema = self._schema
+            return array("Q", native_block_keys(schema.mode, self._root_bytes, tokens, schema.block_size_tokens, ()))
         data = tokens.tobytes()
         head = data[: 4 * HEAD_TOKENS]
         if session is not None:
@@ -55,10 +59,10 @@ class Chains:
         """Return all keys, and how many of them were known."""
         shared = 0 if known is None else self._shared_blocks(known, data)
         if known is None or not shared:
-            return array("Q", self._follow(self._root, tokens)), 0
+            return array("Q", self._schema.extend(self._root, tokens)[0]), 0
         keys = known[1][:shared]
         behind = tokens[shared * self._schema.block_size_tokens :]
-        return keys + array("Q", self._follow(keys[-1], behind)), shared
+        return keys + array("Q", self._schema.extend(ChainEnd(keys[-1]), behind)[0]), shared
 
     def _shared_blocks(self, known: Known, data: bytes) -> int:
         before, keys = known
@@ -73,12 +77,6 @@ class Chains:
             else:
                 high = middle - 1
         return low
-
-    def _follow(self, key: int, tokens: array[int]) -> list[int]:
-        if native_block_keys is None:
-            return list(self._schema.extend(ChainEnd(key), tokens)[0])
-        schema = self._schema
-        return native_block_keys(schema.mode, key.to_bytes(8, "big"), tokens, schema.block_size_tokens, ())
 
     def _remember(self, name: Name, data: bytes, keys: array[int]) -> None:
         old = self._known.pop(name, None)

@@ -7,7 +7,9 @@ import math
 from kvatlas.sim.engines import EngineSpec, Job
 
 U64 = "Q"
+U32 = "I"
 BLOCK_SIZE_TOKENS_MAX = 1 << 16
+TIER_NAME_MAX = 64
 COUNT_MAX = (1 << 31) - 1
 """Of everything that is counted in a specification or a job: beyond what any engine has, and no sum of them is too large."""
 
@@ -21,6 +23,8 @@ def check_spec(spec: EngineSpec) -> None:
     for name in spec.costs.__struct_fields__:
         _seconds(f"costs.{name}", getattr(spec.costs, name))
     for number, tier in enumerate(spec.tiers):
+        if not 1 <= len(tier.name) <= TIER_NAME_MAX:
+            raise ValueError(f"tiers[{number}].name: expected 1 to {TIER_NAME_MAX} characters, got {tier.name!r:.80}")
         _whole(f"tiers[{number}].blocks", tier.blocks, 1)
         _seconds(f"tiers[{number}].load_block_s", tier.load_block_s)
         _seconds(f"tiers[{number}].latency_s", tier.latency_s)
@@ -38,6 +42,11 @@ def check_job(job: Job, spec: EngineSpec) -> None:
     if len(job.keys) < full:
         raise ValueError(
             f"job {job.id}: keys: expected {full} or more of blocks of {spec.block_size_tokens}, got {len(job.keys)}"
+        )
+    if job.tokens and (job.tokens.typecode != U32 or len(job.tokens) < full * spec.block_size_tokens):
+        raise ValueError(
+            f"job {job.id}: tokens: expected none, or array('I') with those of {full} blocks, "
+            f"got array('{job.tokens.typecode}') with {len(job.tokens)}"
         )
 
 

@@ -40,6 +40,9 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """From fast to slow."""
 
 
+NO_TOKENS = array("I")
+
+
 class Job(NamedTuple):
     """One request at an engine."""
 
@@ -50,6 +53,18 @@ class Job(NamedTuple):
     prompt_tokens: int
     output_tokens: int
     """At least 1."""
+    tokens: array[int] = NO_TOKENS
+    """array('I'): those of prompt and answer, of which frames tell. Of a job without them, frames tell the keys alone."""
+
+
+class Events(enum.IntEnum):
+    """How it is told what steps did to caches."""
+
+    NOTHING = 0
+    EACH = 1
+    """Each by itself: STORED and REMOVED."""
+    FRAMES = 2
+    """PUBLISHED: all that one step did, as a real engine would publish it."""
 
 
 class Kind(enum.IntEnum):
@@ -68,6 +83,8 @@ class Kind(enum.IntEnum):
     """``keys`` are not in ``tier`` any more. One of several copies of a block is told as each copy goes."""
     REFUSED = 6
     """A job that this engine can never run: longer than its whole memory."""
+    PUBLISHED = 7
+    """What a step did to the cache, as it began: ``payload``. STORED and REMOVED in another form."""
 
 
 class Happening(NamedTuple):
@@ -83,6 +100,8 @@ class Happening(NamedTuple):
     tier: int = 0
     """0: the GPU; else ``spec.tiers[tier - 1]``."""
     keys: Sequence[int] = ()
+    payload: bytes = b""
+    """In vLLM's format: see ``sim.frame``."""
 
 
 class EngineState(NamedTuple):
@@ -107,7 +126,8 @@ class Engines(Protocol):
 
     A step begins when an engine has work and none is under way, at the time of the last step's end or of the job that came;
     all jobs added for that very time take part. What the step does is decided when it begins, and told at that time
-    (SCHEDULED, PREEMPTED, STORED, REMOVED); tokens come when it ends (FIRST_TOKEN, FINISHED). REFUSED is told by the next run.
+    (SCHEDULED, PREEMPTED; STORED and REMOVED, or PUBLISHED); tokens come when it ends (FIRST_TOKEN, FINISHED). REFUSED is
+    told by the next run.
 
     ``at_s`` is the time reached, or a later one up to which no engine has anything to do.
     """
@@ -135,12 +155,11 @@ class Engines(Protocol):
         """Forget all cached blocks of the GPU (vLLM's /reset_prefix_cache). Return False, and do nothing, while jobs run."""
         ...
 
-    def run(self, until_s: float, *, events: bool = True) -> tuple[float, list[Happening]]:
+    def run(self, until_s: float, *, events: Events = Events.EACH) -> tuple[float, list[Happening]]:
         """Go on up to a time, or to the first instant at which a job finishes, whichever is earlier.
 
         Steps that begin exactly at ``until_s`` are not begun yet; it may be infinity: then time stops where no engine has work.
-        Return the time reached and what happened, in the order of time, and of engines at one time. ``events``: False leaves
-        STORED and REMOVED out.
+        Return the time reached and what happened, in the order of time, and of engines at one time.
         """
         ...
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from kvatlas.sim.chains import Chains
 from kvatlas.sim.changes import Change, EngineJoins
-from kvatlas.sim.engines import Engines, EngineSpec, Happening, Job, Kind
+from kvatlas.sim.engines import NO_TOKENS, Engines, EngineSpec, Events, Happening, Job, Kind
 from kvatlas.sim.events import EventPath, EventStream
 from kvatlas.sim.policies import Policy, PolicyMaker, Surroundings, make_policy
 from kvatlas.sim.policies.policy import MODEL, engine_name
@@ -44,7 +44,7 @@ _ROUNDING = 1e-9
 DIRECT = EventPath()
 """Events are known at once, and none is lost."""
 
-_SCHEDULED, _FIRST_TOKEN, _FINISHED, _PREEMPTED, _STORED, _REMOVED, _REFUSED = map(int, Kind)
+_SCHEDULED, _FIRST_TOKEN, _FINISHED, _PREEMPTED, _STORED, _REMOVED, _REFUSED, _PUBLISHED = map(int, Kind)
 
 
 def simulate(
@@ -138,7 +138,7 @@ class _Fleet:
         """Go on until nobody comes any more and everybody is answered, or the end."""
         source = itertools.takewhile(lambda arrival: arrival.at_s <= arrivals_until_s, self._workload.arrivals())
         coming = next(source, None)
-        events = self._policy.indexer is not None
+        events = Events.NOTHING if self._policy.indexer is None else Events.FRAMES
         while self._now_s < ends_s:
             due_s = min(math.inf if coming is None else coming.at_s, self._planned[0][0] if self._planned else math.inf)
             if due_s == math.inf and not self._requests:
@@ -172,12 +172,12 @@ class _Fleet:
         reports = int(self._now_s / self._report_every_s + _ROUNDING)
         if self._policy.hears_reports and reports > self._reported:
             self._reported = reports
-            for engine in self._specs:
-                self._policy.report(engine, self._engines.metrics(engine), self._now_s)
+            metrics_of = self._engines.metrics
+            self._policy.reports({engine: metrics_of(engine) for engine in self._specs}, self._now_s)
         if self._now_s >= self._sample_s:
-            states = [(engine, spec, self._engines.state(engine)) for engine, spec in self._specs.items()]
+            states = {engine: self._engines.state(engine) for engine in self._specs}
             idle = int((self._now_s - self._sample_s) / SAMPLE_EVERY_S)  # nobody looks while nothing is in flight
-            self._tally.sampled(states, self._now_s, idle)
+            self._tally.sampled(self._specs, states, self._now_s, idle)
             self._sample_s += (1 + idle) * SAMPLE_EVERY_S
         if self._now_s >= self._expire_s and self._policy.indexer is not None:
             self._policy.indexer.index.expire()
@@ -204,7 +204,7 @@ class _Fleet:
         indexer = self._policy.indexer
         if indexer is not None:
             stream = Stream(PodId(name))
-            self._streams[engine] = EventStream(stream, MODEL, spec, indexer.index, indexer.metrics, self._path)
+            self._streams[engine] = EventStream(stream, MODEL, indexer.index, indexer.metrics, self._path)
         self._policy.joins(engine, spec)
 
     def _leave(self, engine: int) -> None:
@@ -253,7 +253,9 @@ class _Fleet:
     def _add(self, request: Request) -> None:
         arrival, size = request.arrival, self._specs[request.engine].block_size_tokens
         keys = request.job_keys = request.keys if size == self._size else self._keys(arrival, size)
-        self._engines.add(request.engine, Job(request.id, keys, arrival.prompt_tokens, arrival.output_tokens), self._now_s)
+        tokens = NO_TOKENS if self._policy.indexer is None else arrival.tokens
+        job = Job(request.id, keys, arrival.prompt_tokens, arrival.output_tokens, tokens)
+        self._engines.add(request.engine, job, self._now_s)
 
     def _keys(self, arrival: Arrival, size: int) -> array[int]:
         """Return keys for an engine with larger blocks than others have."""
@@ -264,19 +266,18 @@ class _Fleet:
     def _deliver(self) -> None:
         stale = False
         for stream in self._streams.values():
-            stream.deliver(self._now_s)
-            stale = stale or stream.stale is not None
+            if stream.under_way:
+                stream.deliver(self._now_s)
+            stale = stale or (stream.gaps > 0 and stream.stale is not None)
         self._doubtful += stale
 
     # -- what engines tell --------------------------------------------------------------------------------------------
 
     def _heed(self, told: Sequence[Happening], arrivals_until_s: float) -> None:
         for happening in told:
-            at_s, kind, engine, job, first, many, _, _ = happening
-            if kind == _STORED:
-                self._streams[engine].publish(happening, self._requests[job], self._event_random)
-            elif kind == _REMOVED:
-                self._streams[engine].publish(happening, None, self._event_random)
+            at_s, kind, engine, job, first, many, _, _, payload = happening
+            if kind == _PUBLISHED:
+                self._streams[engine].publish(at_s, payload, self._event_random)
             elif kind == _SCHEDULED:
                 request = self._requests[job]
                 request.scheduled_s = at_s
@@ -323,7 +324,7 @@ class _Fleet:
 
     def result(self, seed: int, wall_s: float) -> RunResult:
         states = {engine: self._engines.state(engine) for engine in self._specs}
-        self._tally.queues(list(states.values()))
+        self._tally.queues(states.values())
         for engine, state in states.items():
             self._tally.engine_ends(engine, state)
         return self._tally.result(

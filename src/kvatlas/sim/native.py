@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from kvatlas._native import SimulatedEngines
 from kvatlas.sim.checks import check_job, check_spec
-from kvatlas.sim.engines import EngineSpec, EngineState, Happening, Job, Kind
+from kvatlas.sim.engines import EngineSpec, EngineState, Events, Happening, Job, Kind
 
 
 class NativeEngines:
     """Any number of engines. Jobs that only get their next token cost a step almost nothing."""
 
     def __init__(self) -> None:
-        self._core = SimulatedEngines(Happening, list(Kind))
+        self._core = SimulatedEngines(Happening, list(Kind), EngineState)
         self._specs: dict[int, EngineSpec] = {}
 
     def join(self, spec: EngineSpec, at_s: float) -> int:
@@ -30,7 +30,7 @@ class NativeEngines:
             spec.step_tokens_max,
             spec.running_max,
             spec.prefix_caching,
-            [(tier.blocks, tier.load_block_s, tier.latency_s) for tier in spec.tiers],
+            [(tier.name, tier.blocks, tier.load_block_s, tier.latency_s) for tier in spec.tiers],
             at_s,
         )
         self._specs[number] = spec
@@ -44,7 +44,7 @@ class NativeEngines:
     def add(self, engine: int, job: Job, at_s: float) -> None:
         if engine in self._specs:
             check_job(job, self._specs[engine])
-        self._core.add(engine, job.id, job.keys, job.prompt_tokens, job.output_tokens, at_s)
+        self._core.add(engine, job, at_s)
 
     def abort(self, engine: int, job: int, at_s: float) -> bool:
         return self._core.abort(engine, job, at_s)
@@ -52,11 +52,11 @@ class NativeEngines:
     def reset_cache(self, engine: int, at_s: float) -> bool:
         return self._core.reset_cache(engine, at_s)
 
-    def run(self, until_s: float, *, events: bool = True) -> tuple[float, list[Happening]]:
+    def run(self, until_s: float, *, events: Events = Events.EACH) -> tuple[float, list[Happening]]:
         return self._core.run(until_s, events)
 
     def state(self, engine: int) -> EngineState:
-        return EngineState._make(self._core.state(engine))
+        return self._core.state(engine)
 
     def metrics(self, engine: int) -> EngineState:
-        return EngineState._make(self._core.metrics(engine))
+        return self._core.metrics(engine)

@@ -6,7 +6,7 @@ import math
 
 from kvatlas.sim.batching import Engine
 from kvatlas.sim.checks import check_job, check_spec, fits
-from kvatlas.sim.engines import EngineSpec, EngineState, Happening, Job, Kind
+from kvatlas.sim.engines import EngineSpec, EngineState, Events, Happening, Job, Kind
 
 
 class ReferenceEngines:
@@ -60,12 +60,12 @@ class ReferenceEngines:
         resetting.memory.gpu.reset()
         return True
 
-    def run(self, until_s: float, *, events: bool = True) -> tuple[float, list[Happening]]:
+    def run(self, until_s: float, *, events: Events = Events.EACH) -> tuple[float, list[Happening]]:
         if not until_s >= self._now_s:
             raise ValueError(f"until_s: expected {self._now_s} (the time reached) or later, got {until_s}")
         engines = list(self._engines.values())
         for engine in engines:
-            engine.told.blocks = events
+            engine.told.events = events
         finished = False
         while not finished:
             due_s = min((engine.due_s for engine in engines), default=math.inf)

@@ -32,8 +32,10 @@ class SpreadCounter:
         self._max = max(self._max, value_s)
         if value_s <= VALUE_MIN_S:
             self._zeros += 1
+        elif value_s < VALUE_MAX_S:
+            self._counts[int(math.log(value_s) * _BUCKETS_AN_E - _FIRST)] += 1
         else:
-            self._counts[min(int(math.log(value_s) * _BUCKETS_AN_E - _FIRST), len(self._counts) - 1)] += 1
+            self._counts[-1] += 1
 
     def spread(self) -> Spread:
         if not self._count:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from kvatlas.sim.engines import EngineSpec, EngineState
 from kvatlas.sim.request import Request
 from kvatlas.sim.results import EngineResult, Moment, PhaseResult, RunResult
@@ -198,25 +200,27 @@ class Tally:
         engine.cached += cached
         engine.output += output
 
-    def sampled(self, states: list[tuple[int, EngineSpec, EngineState]], at_s: float, idle: int) -> None:
+    def sampled(self, specs: Mapping[int, EngineSpec], states: Mapping[int, EngineState], at_s: float, idle: int) -> None:
         """Note how busy all engines are: at equal intervals, so that means over these are means over time.
 
         ``idle``: how many times before nobody looked, since nothing was in flight.
         """
         self._timeline.reach(at_s)
-        for number, spec, state in states:
+        for number, state in states.items():
             engine = self._engines[number]
             engine.samples += 1 + idle
             engine.waiting += state.waiting
             engine.running += state.running
-            engine.kv_usage += state.blocks_used / max(1, spec.gpu_blocks - 1)
-        self.queues([state for _, _, state in states])
+            engine.kv_usage += state.blocks_used / max(1, specs[number].gpu_blocks - 1)
+        self.queues(states.values())
 
-    def queues(self, states: list[EngineState]) -> None:
+    def queues(self, states: Iterable[EngineState]) -> None:
         """Note all engines' queues as those that this part of the run ends with, unless there will be later ones."""
         part = self._timeline.now
-        part.waiting = sum(state.waiting for state in states)
-        part.running = sum(state.running for state in states)
+        part.waiting = part.running = 0
+        for state in states:
+            part.waiting += state.waiting
+            part.running += state.running
 
     def engine_ends(self, number: int, state: EngineState) -> None:
         """Note an engine's last state: it leaves, or the run is over."""

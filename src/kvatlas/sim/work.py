@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kvatlas.sim.checks import blocks_for
-from kvatlas.sim.engines import Happening, Job, Kind
+from kvatlas.sim.engines import EngineSpec, Events, Happening, Job, Kind
+from kvatlas.sim.frame import Frame
 
 GPU = 0
 
@@ -49,11 +50,11 @@ class Work:
 class Told:
     """What happened at one engine, until somebody takes it."""
 
-    def __init__(self, engine: int) -> None:
+    def __init__(self, engine: int, spec: EngineSpec) -> None:
         self.happenings: list[Happening] = []
-        self.blocks = True
-        """Whether STORED and REMOVED are told."""
+        self.events = Events.EACH
         self._engine = engine
+        self._frame = Frame(spec)
 
     def take(self) -> list[Happening]:
         taken, self.happenings = self.happenings, []
@@ -63,9 +64,21 @@ class Told:
         self.happenings.append(Happening(at_s, kind, self._engine, work.job.id, first, many))
 
     def stored(self, at_s: float, work: Work, first: int, many: int, tier: int = GPU) -> None:
-        if self.blocks:
+        if self.events is Events.EACH:
             self.happenings.append(Happening(at_s, Kind.STORED, self._engine, work.job.id, first, many, tier))
+        elif self.events is Events.FRAMES:
+            self._frame.stored(work.job, first, many, tier)
 
     def removed(self, at_s: float, keys: list[int], tier: int = GPU) -> None:
-        if self.blocks and keys:
+        if not keys:
+            return
+        if self.events is Events.EACH:
             self.happenings.append(Happening(at_s, Kind.REMOVED, self._engine, tier=tier, keys=keys))
+        elif self.events is Events.FRAMES:
+            self._frame.removed(keys, tier)
+
+    def publish(self, at_s: float) -> None:
+        """Publish what was noted since the last time, if it is told in frames."""
+        payload = self._frame.take(at_s)
+        if payload is not None:
+            self.happenings.append(Happening(at_s, Kind.PUBLISHED, self._engine, payload=payload))

@@ -31,7 +31,8 @@ def test_keys_are_those_of_the_chain(block_size_tokens: int, natively: bool, mon
         assert known.keys(prompt, session).tolist() == expected.keys(prompt, "m"), number
 
 
-def test_what_is_remembered_has_a_bound() -> None:
+def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chains, "native_block_keys", None)
     known = Chains(16, "m", remembered_bytes=10_000)
     for number in range(50):
         known.keys(tokens(number, 500), session=number)

@@ -7,13 +7,14 @@ import math
 import random
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from kvatlas.sim.changes import EngineJoins, EngineLeaves
-from kvatlas.sim.engines import EngineSpec
+from kvatlas.sim.engines import EngineSpec, EngineState
 from kvatlas.sim.events import EventPath
 from kvatlas.sim.fleet import simulate
 from kvatlas.sim.policies import POLICIES, PolicyMaker, RouterPolicy, Surroundings, make_policy
@@ -238,13 +239,13 @@ def test_engines_are_polled_as_often_as_asked() -> None:
     def watched(surroundings: Surroundings) -> RouterPolicy:
         policy = make_policy("llm-d-load", surroundings)
         assert isinstance(policy, RouterPolicy)
-        report = policy.report
+        noted = policy.reports
 
-        def reporting(engine: int, *told: object) -> None:
-            reports.append(surroundings.clock())
-            report(engine, *told)  # type: ignore[arg-type]
+        def reporting(states: Mapping[int, EngineState], at_s: float) -> None:
+            reports.append(at_s)
+            noted(states, at_s)
 
-        policy.report = reporting  # type: ignore[method-assign]
+        policy.reports = reporting  # type: ignore[method-assign]
         return policy
 
     workload = shared_prefixes(2, requests=40, per_s=20.0)

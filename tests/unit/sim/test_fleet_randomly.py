@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
+from kvatlas.config import Config, IndexSettings, KeySettings
+from kvatlas.index.choice import Core
+from kvatlas.indexer import Indexer
 from kvatlas.sim.changes import Change, EngineJoins, EngineLeaves
 from kvatlas.sim.engines import EngineSpec, TierSpec
 from kvatlas.sim.events import EventPath
 from kvatlas.sim.fleet import simulate
-from kvatlas.sim.policies import POLICIES
+from kvatlas.sim.policies import POLICIES, Surroundings, router
 from kvatlas.sim.reference import ReferenceEngines
 from kvatlas.sim.workloads.workload import Arrival
 from tests.models.workloads import COSTS, Given, arrival, tokens
@@ -72,3 +76,22 @@ def test_every_request_is_accounted_for(seed: int, policy: str) -> None:
     assert all(0 <= engine.busy <= 1 and 0 <= engine.kv_usage_mean <= 1 for engine in result.engines), told
     assert result.queue.max <= result.ttft.max <= result.e2e.max <= result.duration_s + 1e-9, told
     assert (result.moments[-1].waiting, result.moments[-1].running) == (0, 0), told
+
+
+@pytest.mark.parametrize("policy", ["llm-d-precise", "kvatlas"])
+def test_native_and_reference_cores_come_to_the_same_result(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = pytest.importorskip("kvatlas.sim.native")
+    specs = [spec(random.Random(f"{number}")) for number in range(3)]
+    path = EventPath(lag_s=0.01, jitter_s=0.05, loss=0.1)
+    results = []
+    for make, core in ((native.NativeEngines, "native"), (ReferenceEngines, "native"), (ReferenceEngines, "reference")):
+
+        def indexer(surroundings: Surroundings, core: Core = core) -> Indexer:
+            keys = KeySettings(block_size=surroundings.block_size_tokens)
+            return Indexer(Config(keys=keys, index=IndexSettings(core=core)), clock=surroundings.clock)
+
+        monkeypatch.setattr(router, "make_indexer", indexer)
+        result = simulate(workload(random.Random(4)), policy, specs, seed=4, engines=make(), path=path)
+        results.append(msgspec.structs.replace(result, wall_s=0.0))
+    assert results[0] == results[1] == results[2]
+    assert any("frames of events were lost" in note for note in results[0].notes)

@@ -33,7 +33,7 @@ def build_router(
     random: random_module.Random | None = None,
     failed: Callable[[str, Exception], None] = lambda _name, _error: None,
     log: DecisionLog | None = None,
-    healthy: Callable[[EndpointName], bool] = lambda _name: True,
+    healthy: Callable[[EndpointName], bool] | None = None,
     catalog: Catalog | None = None,
 ) -> Router:
     """Return a router that decides as the configuration says. Raises ConfigError where plugins do not fit together.

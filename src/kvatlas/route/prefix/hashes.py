@@ -28,7 +28,8 @@ _BYTES_PER_TOKEN = 4
 class HashedPrompt(msgspec.Struct, frozen=True, gc=False):
     """The hashes of a prompt's blocks, as far as they are matched, and what they stand for."""
 
-    hashes: Sequence[int]
+    hashes: array[int]
+    """array('Q')."""
     block_size_tokens: int
     length: int
     """Tokens that are hashed; for a text, pieces of four bytes."""
@@ -56,10 +57,13 @@ def hash_prompt(
     return None
 
 
-def piece_hashes(content: memoryview, piece_bytes: int, root: int, added: Mapping[int, bytes]) -> list[int]:
-    """Return the chained hashes of the pieces of ``content``. ``added``: what a piece has besides, by where it starts."""
+def piece_hashes(content: memoryview, piece_bytes: int, root: int, added: Mapping[int, bytes]) -> array[int]:
+    """Return array('Q'): the chained hashes of the pieces of ``content``.
+
+    ``added``: what a piece has besides, by where it starts.
+    """
     digest, pack = xxhash.xxh64_intdigest, struct.Struct("<QQ").pack  # local: this runs for every block of every prompt
-    hashes = []
+    hashes = array("Q")
     last = root
     for start in range(0, len(content), piece_bytes):
         piece = content[start : start + piece_bytes]

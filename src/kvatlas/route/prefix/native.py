@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Container, Mapping, Sequence
 from itertools import count
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from kvatlas.route.endpoint import EndpointName
 from kvatlas.route.prefix.history import History, HistoryStats
 
 
 class PieceHashes(Protocol):
-    def __call__(self, content: memoryview, piece_bytes: int, root: int, added: Mapping[int, bytes]) -> list[int]:
-        """Return the chained hashes of the pieces of ``content``. ``added``: what a piece has besides, by where it starts."""
+    def __call__(self, content: memoryview, piece_bytes: int, root: int, added: Mapping[int, bytes]) -> array[int]:
+        """Return the chained hashes of the pieces of ``content``, as ``piece_hashes`` does."""
         ...
 
 
@@ -79,5 +80,12 @@ def _find(name: str) -> Any:
 
 
 _History = _find("History")
-native_piece_hashes = cast("PieceHashes | None", _find("piece_hashes"))
+_piece_hashes = _find("piece_hashes")
+
+
+def _native_piece_hashes(content: memoryview, piece_bytes: int, root: int, added: Mapping[int, bytes]) -> array[int]:
+    return array("Q", _piece_hashes(content, piece_bytes, root, added))
+
+
+native_piece_hashes: PieceHashes | None = None if _piece_hashes is None else _native_piece_hashes
 """None where there is no native core."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kvatlas.indexer import Indexer
 from kvatlas.sim.engines import EngineSpec, EngineState
@@ -35,7 +35,7 @@ class InFlight:
         self.engines.remove(engine)
         del self.loads[engine]
 
-    def report(self, engine: int, state: EngineState, at_s: float) -> None:
+    def reports(self, states: Mapping[int, EngineState], at_s: float) -> None:
         pass
 
     def choose(self, request: Request) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -50,8 +50,8 @@ class Policy(Protocol):
         """An engine is gone. Its requests have been told as ended."""
         ...
 
-    def report(self, engine: int, state: EngineState, at_s: float) -> None:
-        """An engine's metrics were read."""
+    def reports(self, states: Mapping[int, EngineState], at_s: float) -> None:
+        """All engines' metrics were read."""
         ...
 
     def choose(self, request: Request) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kvatlas.indexer import Indexer
 from kvatlas.route.endpoint import Endpoint, EndpointName
@@ -65,17 +65,8 @@ class RouterPolicy:
         del self._numbers[endpoint.name], self._specs[engine]
         self.router.set_endpoints(list(self._endpoints.values()))
 
-    def report(self, engine: int, state: EngineState, at_s: float) -> None:
-        spec = self._specs[engine]
-        report = EngineReport(
-            at_s=at_s,
-            waiting=state.waiting,
-            running=state.running,
-            kv_usage=state.blocks_used / max(1, spec.gpu_blocks - 1),
-            block_size_tokens=spec.block_size_tokens,
-            gpu_blocks=spec.gpu_blocks,
-        )
-        self.router.report(self._endpoints[engine].name, report)
+    def reports(self, states: Mapping[int, EngineState], at_s: float) -> None:
+        self.router.reports({self._endpoints[at].name: _report(self._specs[at], state, at_s) for at, state in states.items()})
 
     def choose(self, request: Request) -> int:
         flight = self.router.decide(RouteRequest(id=str(request.id), model=MODEL, token_ids=request.prompt))
@@ -105,3 +96,14 @@ class RouterPolicy:
 
     def _failed(self, plugin: str, error: Exception) -> None:
         self._failures[f"{plugin} ({type(error).__name__})"] += 1
+
+
+def _report(spec: EngineSpec, state: EngineState, at_s: float) -> EngineReport:
+    return EngineReport(
+        at_s=at_s,
+        waiting=state.waiting,
+        running=state.running,
+        kv_usage=state.blocks_used / max(1, spec.gpu_blocks - 1),
+        block_size_tokens=spec.block_size_tokens,
+        gpu_blocks=spec.gpu_blocks,
+    )
