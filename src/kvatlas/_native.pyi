@@ -376,6 +376,9 @@ class SimulatedEngines:
     ) -> None:
         """Give an engine a job, which has been checked."""
 
+    def slow(self, engine: int, factor: float, at_s: float) -> None:
+        """Let steps take so many times as long, which has been checked."""
+
     def abort(self, engine: int, job: int, at_s: float) -> bool: ...
     def reset_cache(self, engine: int, at_s: float) -> bool: ...
     def run(self, until_s: float, events: bool) -> tuple[float, list[Happening]]: ...
