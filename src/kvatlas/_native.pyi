@@ -379,6 +379,9 @@ class SimulatedEngines:
     def add(self, engine: int, job: tuple[int, Buffer | Sequence[int], int, int, Buffer | Sequence[int]], at_s: float) -> None:
         """Give an engine a job `(id, keys, prompt tokens, output tokens, token ids)`, which has been checked."""
 
+    def slow(self, engine: int, factor: float, at_s: float) -> None:
+        """Let steps take so many times as long, which has been checked."""
+
     def abort(self, engine: int, job: int, at_s: float) -> bool: ...
     def reset_cache(self, engine: int, at_s: float) -> bool: ...
     def run(self, until_s: float, events: int) -> tuple[float, list[Happening]]:

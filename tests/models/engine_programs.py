@@ -26,6 +26,7 @@ class Act(NamedTuple):
     prompt: int = 1
     output: int = 1
     seconds: float = 0.0
+    factor: float = 1.0
 
 
 @st.composite
@@ -63,7 +64,8 @@ _adds = _act(
     output=st.integers(1, 40),
 )
 _runs = _act("run", seconds=st.sampled_from([0.0, 0.001, 0.02, 0.3, 2.0, math.inf]))
-_rare = st.one_of(*(_act(name, which=_which) for name in ("abort", "leave", "reset")), _act("join", spec=specs()))
+_slows = _act("slow", which=_which, factor=st.sampled_from([1.0, 0.5, 3.0, 10.7]))
+_rare = st.one_of(*(_act(name, which=_which) for name in ("abort", "leave", "reset")), _act("join", spec=specs()), _slows)
 _acts = st.one_of(_adds, _adds, _adds, _runs, _runs, _rare)
 
 
@@ -112,6 +114,8 @@ class Driven:
             return left
         if act.name == "reset":
             return self.engines.reset_cache(engine, self.now_s)
+        if act.name == "slow":
+            self.engines.slow(engine, act.factor, self.now_s)
         if act.name == "abort" and self.jobs:
             victim = list(self.jobs)[-1 - act.which % len(self.jobs)]
             aborted = self.engines.abort(engine, victim, self.now_s)

@@ -1,4 +1,4 @@
-"""``benchmarks.routing_live`` on a virtual clock: the same traces, closed loop, before engines of the same kind.
+"""``benchmarks.routing_live`` on a virtual clock: the same traces, users and pauses, before simulated engines of the same kind.
 
 ``python -m tests.models.replay [seeds]`` prints cached shares and times to first token of some policies.
 """
@@ -7,209 +7,124 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from functools import cache
 from statistics import mean
+from typing import NamedTuple
 
 import msgspec
 
-from benchmarks.result import percentile
 from benchmarks.routing_live import CASES, ENGINES, TOKEN_S, TURNS_MAX, WORKLOADS, Case, Workload
-from benchmarks.sides.routers import TINY
-from benchmarks.sides.sessions import next_sessions
-from kvatlas.route.cycle import Candidate, Cycle
-from kvatlas.route.decision import Decision
-from kvatlas.route.endpoint import EndpointName
-from kvatlas.route.load import EngineReport
-from kvatlas.route.router import Router
-from tests.models.block_cache import BlockCache
-from tests.models.engine_prompts import ModelTokens, prompt_tokens
-from tests.models.fleet import Engine, EngineSpec, Fleet, Job, Turn
-from tests.models.policies import RoundRobin, Truth, router
-from tests.models.scenarios import OURS, ours
+from benchmarks.sides.sessions import Request, next_sessions
+from kvatlas.sim.choice import make_engines
+from kvatlas.sim.costs import EngineCosts
+from kvatlas.sim.engines import EngineSpec
+from kvatlas.sim.fleet import simulate
+from kvatlas.sim.live.requests import read_generation
+from kvatlas.sim.live.tokens import EngineTokens, packaged_tokenizer
+from kvatlas.sim.policies.policy import MODEL
+from kvatlas.sim.results import PhaseResult
+from kvatlas.sim.workloads.texts import Texts
+from kvatlas.sim.workloads.workload import Arrival
+from tests.models.scenarios import OURS, policy_of
 
-BLOCK_TOKENS = 16
-OVERHEAD_S = 0.002
-"""Of a request's way: beside computing and waiting."""
+POLICIES = ("round robin", "cache aware", "prefix only", OURS)
+STEP_TOKENS_MAX = 64
+CASE_S = 36_000.0
+"""From the beginning of a case to that of the next one: longer than any takes."""
 
 
-class SerialEngine(Engine):
-    """Computes one prompt after the other, as ``tests.models.http_engine`` does; answers beside that."""
+class Turn(NamedTuple):
+    """One request of a session."""
 
-    def pump(self) -> None:
-        if self.prefilling or not self.waiting:
-            return
-        job = self.waiting.popleft()
-        self.prefilling.append(job)
-        tokens, blocks = job.turn.prompt_tokens, job.turn.blocks
-        job.cached = min(self.held(blocks), (tokens - 1) // BLOCK_TOKENS) * BLOCK_TOKENS
-        self.resident_tokens += tokens
-        changes = self._keep(blocks)
-        self.fleet.at(self.fleet.now_s + (tokens - job.cached) / self.spec.rate, lambda: self._computed(job, changes))
+    prompt: array[int]
+    output_tokens: int
 
-    def _keep(self, blocks: Sequence[int]) -> list[tuple[int, bool]]:
-        stored = [(block, True) for block in blocks if block not in self.cache]
-        for block in reversed(blocks[: self.spec.cache_blocks]):
-            self.cache[block] = None
-            self.cache.move_to_end(block)
-        excess = len(self.cache) - self.spec.cache_blocks
-        return [(self.cache.popitem(last=False)[0], False) for _ in range(excess)] + stored
 
-    def _computed(self, job: Job, changes: Sequence[tuple[int, bool]]) -> None:
-        self.prefilling.remove(job)
-        self.decoding += 1
-        now_s = self.fleet.now_s
-        self.feed.extend((now_s, block, stored) for block, stored in changes)
-        self.fleet.at(now_s + self.spec.tpot_s + OVERHEAD_S, lambda: self._first_token(job))
-        self.fleet.at(now_s + job.turn.output_tokens * self.spec.tpot_s + OVERHEAD_S, lambda: self._finished(job))
-        self.pump()
-
-    def _first_token(self, job: Job) -> None:
-        job.ttft_s = self.fleet.now_s - job.sent_s
-        job.flight.first_token(job.ttft_s)
-
-    def _finished(self, job: Job) -> None:
-        self.decoding -= 1
-        self.resident_tokens -= job.turn.prompt_tokens
-        self.fleet.finished(self, job)
-
-    def report(self) -> EngineReport:
-        usage = min(1.0, self.resident_tokens / (self.spec.cache_blocks * BLOCK_TOKENS))
-        return EngineReport(
-            at_s=self.fleet.now_s,
-            waiting=len(self.waiting),
-            running=self.running,
-            kv_usage=usage,
-            block_size_tokens=BLOCK_TOKENS,
-            gpu_blocks=self.spec.cache_blocks,
-        )
+Session = Sequence[Turn]
 
 
 class Users:
-    """So many, each with one session after the other."""
+    """So many, each with one session after the other; the cases one after the other, with other sessions."""
 
-    def __init__(self, sessions: Sequence[Sequence[Turn]], case: Case, seed: int, now_s: float) -> None:
-        self._left = iter(enumerate(sessions))
-        self._case = case
+    name = "replay"
+
+    def __init__(self, sessions: Sequence[Session], seed: int) -> None:
+        left = iter(sessions)
+        self._left = {case.name: iter(next_sessions(left, case.requests)) for case in CASES}
+        self._cases = {case.name: case for case in CASES}
         self._seed = seed
-        self._playing: dict[int, Iterator[Turn]] = {}
-        self._pauses: dict[int, random.Random] = {}
-        begin = (self._begin(now_s) for _ in range(case.users))
-        self.first = [turn for turn in begin if turn is not None]
+        self._texts = Texts()
+        self._playing: list[tuple[Iterator[Turn], random.Random]] = []
+        """By session: what is to come, and its pauses."""
 
-    def next_turn(self, turn: Turn, now_s: float) -> Turn | None:
-        assert turn.session is not None
-        return self._go_on(turn.session, now_s) or self._begin(now_s)
+    def arrivals(self) -> Iterator[Arrival]:
+        for number, case in enumerate(CASES):
+            begin = (self._begin(case, number * CASE_S) for _ in range(case.users))
+            yield from sorted((arrival for arrival in begin if arrival is not None), key=lambda arrival: arrival.at_s)
 
-    def _begin(self, now_s: float) -> Turn | None:
-        number, session = next(self._left, (0, None))
+    def after(self, answered: Arrival, at_s: float) -> Arrival | None:
+        assert answered.session is not None
+        case = self._cases[answered.phase]
+        return self._go_on(case, answered.session, at_s) or self._begin(case, at_s)
+
+    def _begin(self, case: Case, now_s: float) -> Arrival | None:
+        session = next(self._left[case.name], None)
         if session is None:
             return None
-        self._playing[number] = iter(session)
-        self._pauses[number] = random.Random(self._seed * 100_003 + number)
-        return self._go_on(number, now_s)
+        number = len(self._playing)
+        self._playing.append((iter(session), random.Random(self._seed * 100_003 + number)))
+        return self._go_on(case, number, now_s)
 
-    def _go_on(self, number: int, now_s: float) -> Turn | None:
-        turn = next(self._playing[number], None)
+    def _go_on(self, case: Case, session: int, now_s: float) -> Arrival | None:
+        turns, pauses = self._playing[session]
+        turn = next(turns, None)
         if turn is None:
             return None
-        pause_s = self._pauses[number].expovariate(1 / self._case.pause_s)
-        return Turn(now_s + pause_s, turn.blocks, turn.output_tokens, number, prompt_tokens=turn.prompt_tokens)
+        at_s = now_s + pauses.expovariate(1 / case.pause_s)
+        tokens = turn.prompt + self._texts.new(turn.output_tokens)
+        return Arrival(at_s, tokens, len(turn.prompt), session, phase=case.name)
 
 
 @cache
-def sessions_of(workload: str, seed: int) -> list[list[Turn]]:
-    """Return a trace's sessions in a seed's order, as blocks."""
+def sessions_of(workload: str, seed: int) -> list[Session]:
+    """Return a trace's sessions in a seed's order, as tokens."""
     known = next(one for one in WORKLOADS if one.name == workload)
-    return [[_turn(request) for request in session] for session in known.sessions(seed, TURNS_MAX)]
+    return [[_turn(msgspec.json.encode(request)) for request in session] for session in known.sessions(seed, TURNS_MAX)]
 
 
-_TOKENS = ModelTokens(TINY)
-_HASHES = BlockCache(BLOCK_TOKENS)
-_MADE: dict[bytes, Turn] = {}
+@cache
+def _tokens() -> EngineTokens:
+    with packaged_tokenizer() as directory:
+        return EngineTokens(MODEL, directory)
 
 
-def _turn(request: object) -> Turn:
-    key = msgspec.json.encode(request)
-    if key not in _MADE:
-        tokens = prompt_tokens(_TOKENS, request.path, request.body)
-        _MADE[key] = Turn(0.0, tuple(_HASHES._hashes(tokens)), request.body["max_tokens"], prompt_tokens=len(tokens))
-    return _MADE[key]
+@cache
+def _turn(encoded: bytes) -> Turn:
+    request = msgspec.json.decode(encoded, type=Request)
+    asked = read_generation(request.path, MODEL, msgspec.json.encode(request.body))
+    assert asked.prompt is not None
+    assert asked.output_tokens is not None
+    return Turn(_tokens().tokens(asked.prompt), asked.output_tokens)
 
 
-class Remembered:
-    """What was sent where, without bounds: what routers that hear no events go by."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self.fleet = fleet
-        self.sent: dict[EndpointName, set[int]] = {}
-
-    def share(self, cycle: Cycle, name: EndpointName) -> float:
-        blocks, sent = self.fleet.prompts[cycle.request.id], self.sent.setdefault(name, set())
-        return next((at for at, block in enumerate(blocks) if block not in sent), len(blocks)) / max(1, len(blocks))
+def engine_of(workload: Workload) -> EngineSpec:
+    costs = EngineCosts(step_s=TOKEN_S, prefill_token_s=1 / workload.prefill_tokens_per_s)
+    return EngineSpec(costs=costs, gpu_blocks=workload.cache_blocks, step_tokens_max=STEP_TOKENS_MAX)
 
 
-class CacheAware:
-    """sglang-router's cache_aware: the longest prefix that was sent somewhere; short ones go to the smallest tree."""
-
-    def __init__(self, fleet: Fleet, threshold: float = 0.3) -> None:
-        self._history = Remembered(fleet)
-        self._threshold = threshold
-
-    def score(self, cycle: Cycle, candidates: Sequence[Candidate]) -> Sequence[float]:
-        sent = self._history.sent
-        shares = [self._history.share(cycle, one.name) for one in candidates]
-        requests = [one.load.in_flight.requests for one in candidates]
-        if max(requests) - min(requests) > 64 and max(requests) > 1.5 * min(requests):
-            return [1 / (1 + one) for one in requests]
-        if max(shares) > self._threshold:
-            return shares
-        return [1 / (1 + len(sent[one.name])) for one in candidates]
-
-    def decided(self, cycle: Cycle, decision: Decision) -> None:
-        self._history.sent[decision.target.name] |= set(self._history.fleet.prompts[cycle.request.id])
-
-
-class LongestPrefix:
-    """What events say is held, whatever the queue; equal ones by requests in flight."""
-
-    def score(self, cycle: Cycle, candidates: Sequence[Candidate]) -> Sequence[float]:
-        found = cycle.matches["prefix"]
-        return [found.of(one.name).tokens + 1 / (2 + one.load.in_flight.requests) for one in candidates]
-
-
-class Seen(msgspec.Struct, frozen=True):
-    hit_ratio: float
-    mean_s: float
-    p50_s: float
-    p90_s: float
-
-
-def replay(workload: Workload, policy: str | Callable[[Fleet], object], seed: int) -> dict[str, Seen]:
-    """Play both cases, one after the other, with other sessions."""
-    spec = EngineSpec(rate=workload.prefill_tokens_per_s, tpot_s=TOKEN_S, cache_blocks=workload.cache_blocks)
-    specs = {f"e{at}": spec for at in range(ENGINES)}
-    fleet = Fleet(specs, engine=SerialEngine, block_tokens=BLOCK_TOKENS)
-    made: dict[str, Callable[[], object]] = {
-        "round robin": RoundRobin,
-        "cache aware": lambda: CacheAware(fleet),
-        "longest prefix": LongestPrefix,
-    }
-    scorer = policy(fleet) if callable(policy) else made[policy]() if policy in made else None
-    by_name = ours(fleet) if scorer is None else {"other": (scorer, 1.0)}
-    route: Router = router(fleet, Truth(fleet, speculative_s=2.0), by_name, seed)
-    sessions = iter(sessions_of(workload.name, seed))
-    seen = {}
-    for case in CASES:
-        users = Users(next_sessions(sessions, case.requests), case, seed, fleet.now_s)
-        fleet.next_turn = users.next_turn
-        before = fleet.result
-        cached, prompt, count = before.cached, before.prompt, len(before.ttfts_s)
-        result = fleet.run(route, users.first)
-        ttfts_s = result.ttfts_s[count:]
-        hit_ratio = (result.cached - cached) / (result.prompt - prompt)
-        seen[case.name] = Seen(hit_ratio, mean(ttfts_s), percentile(ttfts_s, 0.5), percentile(ttfts_s, 0.9))
-    return seen
+def replay(workload: Workload, policy: str, seed: int) -> dict[str, PhaseResult]:
+    """Play both cases, one after the other; return what each showed."""
+    result = simulate(
+        Users(sessions_of(workload.name, seed), seed),
+        "sglang-cache-aware" if policy == "cache aware" else policy_of(policy),
+        [engine_of(workload)] * ENGINES,
+        seed=seed,
+        engines=make_engines(),
+    )
+    assert result.arrived == result.finished, result
+    return {phase.name: phase for phase in result.phases}
 
 
 def table(policies: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
@@ -217,12 +132,13 @@ def table(policies: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
         found = {policy: [replay(workload, policy, seed) for seed in seeds] for policy in policies}
         for case in CASES:
             for policy, seen in found.items():
-                rows = [msgspec.structs.astuple(one[case.name]) for one in seen]
-                hits, average_s, p50_s, p90_s = (mean(column) for column in zip(*rows, strict=True))
-                times = " / ".join(f"{1e3 * one:4.0f}" for one in (average_s, p50_s, p90_s))
+                phases = [one[case.name] for one in seen]
+                times_s = (mean(getattr(phase.ttft, name) for phase in phases) for name in ("mean", "p50", "p90"))
+                times = " / ".join(f"{1e3 * one:4.0f}" for one in times_s)
+                hits = mean(phase.hit_ratio for phase in phases)
                 yield f"{workload.name:9} {case.name:11} {policy:15} {hits:6.1%}  {times} ms"
 
 
 if __name__ == "__main__":
-    for line in table(("round robin", "cache aware", "longest prefix", OURS), range(1, 1 + int((sys.argv[1:] or ["3"])[0]))):
+    for line in table(POLICIES, range(1, 1 + int((sys.argv[1:] or ["3"])[0]))):
         print(line)

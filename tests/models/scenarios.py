@@ -1,125 +1,205 @@
-"""What may happen to a fleet, as runs of it under any policy.
+"""What may happen to a small fleet, as simulated runs of it under any policy.
 
-``python -m tests.models.scenarios`` prints the table of docs/expected-ttft.md.
+``python -m tests.models.scenarios [seeds]`` prints the table of docs/expected-ttft.md.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from statistics import mean
+from typing import Any
 
-from kvatlas.route.plugins import Services
-from kvatlas.route.ttft.scorer import ExpectedTtft
-from tests.models.fleet import EngineSpec, Fleet, Result, Sessions, Turn, no_reuse, shared_prefix
-from tests.models.policies import History, Truth, router, scorers
+import msgspec
+
+from kvatlas.route.picker_config import read_config
+from kvatlas.serve.routing.picker import OURS as OURS_AS_SHIPPED
+from kvatlas.sim.changes import Change, EngineJoins, EngineSlows
+from kvatlas.sim.choice import make_engines
+from kvatlas.sim.costs import EngineCosts
+from kvatlas.sim.engines import EngineSpec
+from kvatlas.sim.events import EventPath
+from kvatlas.sim.fleet import simulate
+from kvatlas.sim.plan import Plan
+from kvatlas.sim.plan import workload as workload_of
+from kvatlas.sim.policies import PolicyMaker, RouterPolicy
+from kvatlas.sim.results import RunResult
+from kvatlas.sim.workloads.catalog import choose
+from kvatlas.sim.workloads.texts import Texts
+from kvatlas.sim.workloads.workload import Arrival, Workload
 
 OURS = "expected-ttft"
 OTHERS = ("round robin", "least requests", "prefix only", "llm-d")
-WORKLOADS = ("shared prefix", "multi-turn", "no reuse")
-PER_S = {"shared prefix": 25.0, "multi-turn": 5.0, "no reuse": 14.0}
-"""About 70 % of what four engines can do, where prefixes are reused; sessions for multi-turn."""
+ENGINES = 4
+SPEC = EngineSpec(
+    costs=EngineCosts(step_s=0.012, prefill_token_s=1 / 8_000, decode_request_s=5e-5),
+    gpu_blocks=4_000,
+    block_size_tokens=64,
+    step_tokens_max=2_048,
+    running_max=64,
+)
+
+WORKLOADS: Mapping[str, tuple[str, float, Mapping[str, object]]] = {
+    "shared prefix": (
+        "bursts",
+        25.0,
+        {"prefixes": 12, "prefix_tokens": 2_560, "question_tokens": 450, "answer_tokens": 70, "burst_every_s": 1e9},
+    ),
+    "multi-turn": (
+        "chats",
+        30.0,
+        {"systems": 1, "system_tokens": 512, "user_tokens": 640, "answer_tokens": 70, "think_s": 3.0},
+    ),
+    "no reuse": ("no-reuse", 14.0, {"prompt_tokens": 1_700, "answer_tokens": 70}),
+}
+"""A workload of the simulator, requests a second, and its other parameters: about 70 % of what four engines can do, where
+prefixes are reused."""
+
+_PREFIXES_ONLY = """
+- {type: prefix-cache-scorer, parameters: {prefixMatchInfoProducerName: prefixes}}
+schedulingProfiles: [{name: default, plugins: [{pluginRef: prefix-cache-scorer}]}]
+"""
+_LLMD = """
+- {type: prefix-cache-scorer, parameters: {prefixMatchInfoProducerName: prefixes}}
+- {type: queue-scorer}
+- {type: kv-cache-utilization-scorer}
+schedulingProfiles:
+- name: default
+  plugins:
+  - {pluginRef: prefix-cache-scorer, weight: 3}
+  - {pluginRef: queue-scorer, weight: 2}
+  - {pluginRef: kv-cache-utilization-scorer, weight: 2}
+"""
+_EXPECTED_TTFT = """
+- {type: expected-ttft-scorer, parameters: {prefixMatchInfoProducerName: prefixes}}
+schedulingProfiles: [{name: default, plugins: [{pluginRef: expected-ttft-scorer}]}]
+"""
+_EVENTS = "{type: precise-prefix-cache-producer, name: prefixes}"
+_HISTORY = """{type: approx-prefix-cache-producer, name: prefixes,
+   parameters: {autoTune: false, blockSizeTokens: 64, lruCapacityPerServer: 3000}}"""
 
 
-def fleet_of(**changes: object) -> dict[str, EngineSpec]:
-    return {f"e{at}": EngineSpec(**changes) for at in range(4)}  # type: ignore[arg-type]
-
-
-def one_slow(factor: float) -> dict[str, EngineSpec]:
-    slow = EngineSpec(rate=8_000 / factor, step_s=0.012 * factor, tpot_s=0.02 * factor)
-    return fleet_of() | {"e2": slow}
-
-
-def equal_requests(fleet: Fleet, turns: list[Turn]) -> None:
-    """Two bursts of 60 equal requests that nobody has seen before, at once."""
-    for at, turn in enumerate((turns[len(turns) // 3], turns[len(turns) * 2 // 3])):
-        first = 10**9 * (at + 1)
-        turns.extend(Turn(turn.at_s, tuple(range(first, first + 60)), 40) for _ in range(60))
-
-
-def other_router(fleet: Fleet, turns: list[Turn]) -> None:
-    """Somebody else sends four prompts a second to one of the engines."""
-    rng, at_s, name = random.Random(7), 1.0, 10**10
-    end_s = max(turn.at_s for turn in turns)
-    while at_s < end_s:
-        blocks = tuple(range(name, name + 30))
-        fleet.at(at_s, lambda blocks=blocks: fleet.elsewhere("e1", Turn(0.0, blocks, 60)))  # type: ignore[misc]
-        at_s += rng.expovariate(4)
-        name += 30
-
-
-def new_engine(fleet: Fleet, turns: list[Turn]) -> None:
-    fleet.at(turns[len(turns) // 3].at_s, lambda: fleet.join("e4", EngineSpec()))
-
-
-def impatient(fleet: Fleet, turns: list[Turn]) -> None:
-    """One client in five gives up after 10 to 300 ms."""
-    rng = random.Random(5)
-    for turn in turns:
-        if rng.random() < 0.2:
-            turn.gone_after_s = rng.uniform(0.01, 0.3)
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A fleet, what finds prefixes in it, how many users there are, and what happens."""
+class Scenario(msgspec.Struct, frozen=True):
+    """A fleet, how many users there are, what the router hears, and what happens."""
 
     load: float = 1.0
-    specs: Mapping[str, EngineSpec] = field(default_factory=fleet_of)
-    producer: Callable[[Fleet], object] = Truth
-    report_every_s: float | None = 0.05
-    happens: Callable[[Fleet, list[Turn]], None] = lambda fleet, turns: None
+    parameters: Mapping[str, object] = {}
+    """Of the workload, other than these."""
+    spec: Mapping[str, object] = {}
+    """Of engines, other than these."""
+    plan: Mapping[str, Any] = {}
+    """Of the run."""
+    changes: Callable[[float], tuple[Change, ...]] = lambda lasts_s: ()
+    bursts: bool = False
+    history: bool = False
+    """Prefixes are found by what was routed where, in more memory than engines have."""
+
+
+def one_slow(factor: float) -> Callable[[float], tuple[Change, ...]]:
+    return lambda lasts_s: (EngineSlows(0.0, 2, factor),)
 
 
 SCENARIOS = {
     "cold start, light load": Scenario(load=0.3),
     "cold start": Scenario(),
     "saturated": Scenario(load=1.8),
-    "bursts of equal requests": Scenario(load=0.7, happens=equal_requests),
-    "one engine 3x slower": Scenario(load=0.7, specs=one_slow(3)),
-    "one engine 10x slower": Scenario(load=0.6, specs=one_slow(10)),
-    "a new engine": Scenario(load=1.1, happens=new_engine),
-    "small caches": Scenario(load=0.7, specs=fleet_of(cache_blocks=600)),
-    "small caches, history": Scenario(
-        load=0.7, specs=fleet_of(cache_blocks=600), producer=lambda fleet: History(fleet, blocks_max=3_000)
+    "bursts of equal requests": Scenario(load=0.7, bursts=True),
+    "one engine 3x slower": Scenario(load=0.7, changes=one_slow(3)),
+    "one engine 10x slower": Scenario(load=0.6, changes=one_slow(10)),
+    "a new engine": Scenario(load=1.1, changes=lambda lasts_s: (EngineJoins(lasts_s / 3, SPEC),)),
+    "small caches": Scenario(load=0.7, spec={"gpu_blocks": 600}),
+    "small caches, history": Scenario(load=0.7, spec={"gpu_blocks": 600}, history=True),
+    "events 3 s late": Scenario(load=0.7, spec={"gpu_blocks": 600}, plan={"event_lag_s": 3.0}),
+    "no reports": Scenario(plan={"report_every_s": 1e9}),
+    "reports every 2 s": Scenario(plan={"report_every_s": 2.0}),
+    "KV memory full": Scenario(load=0.7, parameters={"answer_tokens": 240}, spec={"gpu_blocks": 700, "running_max": 24}),
+    "8 slots an engine": Scenario(load=0.6, spec={"running_max": 8}),
+    "traffic of another router": Scenario(
+        load=0.6,
+        plan={
+            "foreign": choose("no-reuse", {"qps": 4.0, "prompt_tokens": 1_900, "answer_tokens": 60, "spread": 0.0}),
+            "foreign_engines": (1,),
+        },
     ),
-    "events 3 s late": Scenario(load=0.7, specs=fleet_of(cache_blocks=600), producer=lambda fleet: Truth(fleet, lag_s=3.0)),
-    "no reports": Scenario(report_every_s=None),
-    "reports every 2 s": Scenario(report_every_s=2.0),
-    "KV memory full": Scenario(load=0.7, specs=fleet_of(cache_blocks=700, slots=24, tpot_s=0.06)),
-    "8 slots an engine": Scenario(load=0.6, specs=fleet_of(slots=8)),
-    "traffic of another router": Scenario(load=0.6, happens=other_router),
-    "clients that give up": Scenario(happens=impatient),
+    "clients that give up": Scenario(plan={"cancel_share": 0.2, "cancel_after_s": 0.15}),
 }
 
 
-def ours(fleet: Fleet) -> dict[str, tuple[object, float]]:
-    def nothing(name: str) -> object:
-        raise AssertionError(name)
+class WithBursts:
+    """A workload, and two bursts of 60 equal requests that nobody has seen before, each at once."""
 
-    services = Services(plugin=nothing, clock=lambda: fleet.now_s, random=random.Random(1))
-    return {OURS: (ExpectedTtft(OURS, ExpectedTtft.Parameters(), services), 1.0)}
+    def __init__(self, workload: Workload, times_s: tuple[float, ...]) -> None:
+        self.name = workload.name
+        self._workload = workload
+        self._times_s = times_s
+
+    def arrivals(self) -> Iterator[Arrival]:
+        coming = list(self._times_s)
+        for arrival in self._workload.arrivals():
+            while coming and coming[0] <= arrival.at_s:
+                yield from _burst(coming.pop(0))
+            yield arrival
+
+    def after(self, answered: Arrival, at_s: float) -> Arrival | None:
+        return None if answered.session is None else self._workload.after(answered, at_s)
 
 
-def play(scenario: Scenario, workload: str, policy: str, seed: int, requests: int = 500) -> Result:
+def _burst(at_s: float) -> Iterator[Arrival]:
+    texts = Texts(int(at_s * 1_000))
+    prompt, answer = texts.new(60 * 64), texts.new(40)
+    return (Arrival(at_s, prompt + answer, len(prompt)) for _ in range(60))
+
+
+def policy_of(name: str, *, history: bool = False) -> str | PolicyMaker:
+    """Return a policy of the table for the simulator."""
+    if name in ("round robin", "least requests"):
+        return {"round robin": "round-robin", "least requests": "least-load"}[name]
+    if name == OURS and not history:
+        return from_config(name, OURS_AS_SHIPPED)
+    scorers = {"prefix only": _PREFIXES_ONLY, "llm-d": _LLMD, OURS: _EXPECTED_TTFT}[name]
+    producer = _HISTORY if history else _EVENTS
+    head = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n- "
+    return from_config(name, f"{head}{producer}{scorers}")
+
+
+def from_config(name: str, config: str) -> PolicyMaker:
+    """Return what makes a router policy of an EndpointPickerConfig."""
+    return lambda surroundings: RouterPolicy(name, read_config(config, name), surroundings)
+
+
+def plan_of(scenario: Scenario, workload: str, seed: int, requests: int) -> Plan:
+    kind, per_s, parameters = WORKLOADS[workload]
+    per_s *= scenario.load
+    return Plan(
+        policy="",
+        workload=choose(kind, {**parameters, "qps": per_s, "duration_s": 1e6, **scenario.parameters}),
+        spec=msgspec.structs.replace(SPEC, **scenario.spec),
+        engines=ENGINES,
+        seed=seed,
+        limit=requests,
+        changes=scenario.changes(requests / per_s),
+        **scenario.plan,
+    )
+
+
+def play(scenario: Scenario, workload: str, policy: str, seed: int, requests: int = 500) -> RunResult:
     """Return what users of a scenario saw under a policy."""
-    fleet = Fleet(scenario.specs, report_every_s=scenario.report_every_s)
-    route = router(fleet, scenario.producer(fleet), ours(fleet) if policy == OURS else scorers(policy), seed)
-    per_s = PER_S[workload] * scenario.load
-    if workload == "shared prefix":
-        turns = shared_prefix(seed, requests=requests, per_s=per_s)
-    elif workload == "no reuse":
-        turns = no_reuse(seed, requests=requests, per_s=per_s)
-    else:
-        sessions = Sessions(seed, sessions=requests // 6, per_s=per_s)
-        fleet.next_turn, turns = sessions.next_turn, sessions.first
-    scenario.happens(fleet, turns)
-    return fleet.run(route, turns)
+    plan = plan_of(scenario, workload, seed, requests)
+    lasts_s = requests / (WORKLOADS[workload][1] * scenario.load)
+    made = workload_of(plan)
+    return simulate(
+        WithBursts(made, (lasts_s / 3, lasts_s * 2 / 3)) if scenario.bursts else made,
+        policy_of(policy, history=scenario.history),
+        [plan.spec] * plan.engines,
+        seed=seed,
+        engines=make_engines(),
+        path=EventPath(lag_s=plan.event_lag_s),
+        report_every_s=plan.report_every_s,
+        changes=plan.changes,
+    )
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """Means over seeds."""
 
     mean_s: float
@@ -133,16 +213,21 @@ class Seen:
 def seen(scenario: Scenario, workload: str, policy: str, seeds: range, requests: int = 500) -> Seen:
     results = [play(scenario, workload, policy, seed, requests) for seed in seeds]
     return Seen(
-        mean(result.mean_s for result in results),
-        mean(result.p90_s for result in results),
+        mean(result.ttft.mean for result in results),
+        mean(result.ttft.p90 for result in results),
         mean(result.hit_ratio for result in results),
     )
 
 
-if __name__ == "__main__":
-    print("| scenario | workload |", " | ".join((*OTHERS, OURS)), "|")
-    print("|---|---|", "---|" * (len(OTHERS) + 1), sep="")
+def table(seeds: range) -> Iterator[str]:
+    yield f"| scenario | workload | {' | '.join((*OTHERS, OURS))} |"
+    yield "|---|---|" + "---|" * (len(OTHERS) + 1)
     for name, scenario in SCENARIOS.items():
         for workload in WORKLOADS:
-            row = [str(seen(scenario, workload, policy, range(1, 9))) for policy in (*OTHERS, OURS)]
-            print(f"| {name} | {workload} |", " | ".join(row), "|", flush=True)
+            row = [str(seen(scenario, workload, policy, seeds)) for policy in (*OTHERS, OURS)]
+            yield f"| {name} | {workload} | {' | '.join(row)} |"
+
+
+if __name__ == "__main__":
+    for line in table(range(1, 1 + int((sys.argv[1:] or ["8"])[0]))):
+        print(line, flush=True)

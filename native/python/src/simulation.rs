@@ -76,6 +76,11 @@ impl SimulatedEngines {
         self.engines.lock().reset_cache(engine, at_s).map_err(refused)
     }
 
+    /// Let an engine's steps take so many times as long, which has been checked.
+    fn slow(&self, engine: usize, factor: f64, at_s: f64) -> PyResult<()> {
+        self.engines.lock().slow(engine, factor, at_s).map_err(refused)
+    }
+
     /// Go on up to a time, or until a job finishes; the time reached, and what happened.
     fn run<'py>(&self, py: Python<'py>, until_s: f64, events: usize) -> PyResult<(f64, Bound<'py, PyList>)> {
         let events = match events {

@@ -24,6 +24,8 @@ pub struct State {
 pub struct Engine {
     number: usize,
     spec: EngineSpec,
+    /// So many times as long as the costs say a step takes that begins now.
+    slowness: f64,
     jobs: Jobs,
     memory: Memory,
     /// In the order in which they were admitted: steady ones, then others.
@@ -55,6 +57,7 @@ impl Engine {
         Self {
             number,
             spec,
+            slowness: 1.0,
             jobs,
             memory,
             running,
@@ -147,6 +150,11 @@ impl Engine {
         is_unused
     }
 
+    /// Let steps take so many times as long as the costs say, from the next one on.
+    pub(crate) fn slow(&mut self, factor: f64) {
+        self.slowness = factor;
+    }
+
     /// Decide what is computed next, and how long it takes. Nothing may be: then it says when to ask again.
     pub(crate) fn begin_step(&mut self, at_s: f64, told: &mut Told) {
         let preemptions = self.preemptions;
@@ -160,7 +168,7 @@ impl Engine {
             self.wakes_s = ready_s.fold(f64::INFINITY, f64::min);
             self.metrics = Some(self.state());
         } else {
-            self.step_s = self.spec.costs.step_seconds(self.step_work());
+            self.step_s = self.slowness * self.spec.costs.step_seconds(self.step_work());
             self.step_ends_s = Some(at_s + self.step_s);
             self.left_waiting = self.waiting.len() + self.loading.len();
         }

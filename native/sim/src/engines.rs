@@ -74,6 +74,14 @@ impl Engines {
         Ok(self.engine(number)?.reset_cache())
     }
 
+    /// As `Engines.slow`, by a factor above 0.
+    pub fn slow(&mut self, number: usize, factor: f64, at_s: f64) -> Result<(), Refused> {
+        self.engine(number)?;
+        self.go_to(at_s)?;
+        self.engine(number)?.slow(factor);
+        Ok(())
+    }
+
     /// As `Engines.state`.
     pub fn state(&mut self, number: usize) -> Result<State, Refused> {
         Ok(self.engine(number)?.state())

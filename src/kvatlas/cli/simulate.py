@@ -43,12 +43,29 @@ def simulate(
         str | None, typer.Option(help="From what an engine does to the event that tells of it.  [0]", metavar="DURATION")
     ] = None,
     event_loss: Annotated[float | None, typer.Option(help="Share of event messages that are lost, 0 to 1.  [0]")] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What happens to engines, and when: 60s:slow:2:10 (engine 2 is 10 times slower; 1: as at first), "
+            "60s:leave:2, 60s:join. Can be repeated.",
+            metavar="TIME:CHANGE",
+        ),
+    ] = None,
+    foreign: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests that reach engines without passing the router: another workload, and the numbers of the engines "
+            "it goes to (no-reuse@1,2).  [to all]  Its parameters are set as foreign.qps=4.",
+            metavar="NAME|FILE[@ENGINES]",
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             "-s",
-            help="A parameter of the workload or the engines: groups=50, gpu_blocks=9000. Can be repeated.",
+            help="A parameter of the workload, the run or the engines: groups=50, patience_s=10, gpu_blocks=9000. "
+            "Can be repeated.",
             metavar="NAME=VALUE",
         ),
     ] = None,
@@ -86,6 +103,8 @@ def simulate(
         kvatlas simulate -w agents --qps 20 -p kvatlas -p llm-d-default -p random
         kvatlas simulate -w trace.jsonl --scale 4 --engines 4 --report report.html
         kvatlas simulate -w shared-prefix -p all --engines 8 --report ladder.html
+        kvatlas simulate -w bursts --at 60s:slow:2:10 --at 120s:slow:2:1 --at 180s:join
+        kvatlas simulate -w chats --set patience_s=2 --foreign no-reuse@1 --set foreign.qps=4
         kvatlas simulate -w chats --sweep gpu_blocks=10000,20000,40000 --sweep qps=5,10,20 --jobs 8
     """
     from kvatlas.cli.simulate_list import show_list
@@ -105,5 +124,5 @@ def simulate(
         "event_loss": event_loss,
     }
     values = {name: value for name, value in given.items() if value is not None}
-    question = ask(workload, policy or (), preset, spec, values, settings or (), sweep or ())
+    question = ask(workload, policy or (), preset, spec, values, settings or (), sweep or (), at or (), foreign)
     show(question, jobs=jobs, as_json=json, report=report)

@@ -15,11 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from kvatlas.cli.screen import screen, show_json, show_table
 from kvatlas.cli.simulate_tables import tables
+from kvatlas.config.quantities import parse_duration
 from kvatlas.errors import RequestError
 from kvatlas.index.choice import describe_core, why_no_native
 from kvatlas.route.parameters import unknown_name
 from kvatlas.route.picker_config import load_config
 from kvatlas.sim.batch import Outcome, outcomes
+from kvatlas.sim.changes import Change, EngineJoins, EngineLeaves, EngineSlows
+from kvatlas.sim.checks import check_factor
 from kvatlas.sim.engines import EngineSpec
 from kvatlas.sim.plan import Plan
 from kvatlas.sim.policies import POLICIES
@@ -27,12 +30,13 @@ from kvatlas.sim.presets import preset_spec
 from kvatlas.sim.report import check, write
 from kvatlas.sim.results import RunResult
 from kvatlas.sim.spec_file import read_spec
-from kvatlas.sim.sweep import Axis, Question, plans, value_of
+from kvatlas.sim.sweep import Axis, Foreign, Question, plans, value_of
 
 FAULTS = 1
 """Exit status where a run could not be done."""
 WORKLOAD = "chats"
 PRESET = "qwen3-32b-2xh100"
+CHANGES = "give TIME:join, TIME:leave:ENGINE or TIME:slow:ENGINE:FACTOR, as 60s:slow:2:10; the first engine is 0"
 COMPARED = ("kvatlas", "llm-d-precise", "llm-d-default", "least-load", "random")
 """What is compared where no policy is named."""
 
@@ -45,14 +49,19 @@ def ask(
     values: Mapping[str, object],
     settings: Sequence[str],
     sweep: Sequence[str],
+    at: Sequence[str] = (),
+    foreign: str | None = None,
 ) -> Question:
     """Return the question of a command line: RequestError or ConfigError for what is none. ``values`` beat ``settings``."""
+    engine = _spec(preset, spec)
     return Question(
         policies=_policies(policies),
         workload=workload or WORKLOAD,
-        spec=_spec(preset, spec),
+        spec=engine,
         values={**dict(_assigned("--set", text) for text in settings), **values},
         axes=tuple(_axis(text) for text in sweep),
+        changes=tuple(_change(text, engine) for text in at),
+        foreign=None if foreign is None else _foreign(foreign),
     )
 
 
@@ -89,6 +98,39 @@ def _axis(text: str) -> Axis:
     if not separator or not name or not values:
         raise RequestError("--sweep", f"{text!r} varies nothing", "give NAME=V1,V2, as gpu_blocks=10000,20000")
     return Axis(name.replace("-", "_"), tuple(value_of(value) for value in values.split(",")))
+
+
+def _change(text: str, joining: EngineSpec) -> Change:
+    """Return what happens to an engine: ``TIME:join``, ``TIME:leave:ENGINE`` or ``TIME:slow:ENGINE:FACTOR``."""
+    at_s, *said = text.split(":")
+    try:
+        time_s = parse_duration(at_s)
+        match said:
+            case ["join"]:
+                return EngineJoins(time_s, joining)
+            case ["leave", engine]:
+                return EngineLeaves(time_s, _engine(engine))
+            case ["slow", engine, factor]:
+                check_factor(float(factor))
+                return EngineSlows(time_s, _engine(engine), float(factor))
+    except ValueError as error:
+        raise RequestError("--at", f"{text!r}: {error}", CHANGES) from None
+    raise RequestError("--at", f"{text!r} is no change", CHANGES)
+
+
+def _engine(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{text!r} is no engine's number")
+    return int(text)
+
+
+def _foreign(text: str) -> Foreign:
+    """Return a workload that goes to some engines, as ``no-reuse@0,2``, or to all."""
+    workload, _, engines = text.rpartition("@")
+    try:
+        return Foreign(workload, tuple(_engine(engine) for engine in engines.split(","))) if workload else Foreign(text, ())
+    except ValueError as error:
+        raise RequestError("--foreign", f"{text!r}: {error}", "number engines behind an @, as no-reuse@0,2") from None
 
 
 def show(question: Question, *, jobs: int | None, as_json: bool, report: Path | None) -> None:

@@ -8,11 +8,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kvatlas.cli.columns import Column, Gives, fitted
-from kvatlas.sim.comparison import FIGURES, PHASE_FIGURES, Figure, best, groups, phase_rows
+from kvatlas.sim.comparison import PHASE_FIGURES, Figure, best, figures, groups, phase_rows
 from kvatlas.sim.results import RunResult
 
 GIVING_WAY = (
-    *("requests", "preempted", "waiting", "TPOT p99", "queue p90", "imbalance", "TTFT p99", "TPOT p50", "TTFT p50"),
+    *("requests", "preempted", "waiting", "TPOT p99", "queue p90", "imbalance", "gave up", "TTFT p99", "TPOT p50", "TTFT p50"),
     *("varied", "policy", "hit ratio"),
 )
 """What a narrow screen does without, the first one first."""
@@ -34,7 +34,7 @@ def _figures(runs: Sequence[RunResult], width: int | None) -> RenderableType:
     columns = [Column("policy", [Text(run.policy) for run in ordered], Gives.SHORTEN)]
     if any(run.label for run in ordered):
         columns.append(Column("varied", [Text(run.label) for run in ordered], Gives.FOLD))
-    for figure in FIGURES:
+    for figure in figures(runs):
         cells = [cell for group in grouped for cell in _cells(figure, group)]
         columns.append(Column(figure.name, cells, Gives.DROP, right=True))
     title = f"{ordered[0].workload}: {len(ordered[0].engines)} engines, seed {ordered[0].seed}"

@@ -28,6 +28,8 @@ class Engine:
         self.step_ends_s: float | None = None
         self.wakes_s = math.inf
         """When a step may begin, if none is under way."""
+        self.slowness = 1.0
+        """So many times as long as the costs say a step takes that begins now."""
         self._step_s = 0.0
         self._loads_end_s = 0.0
         self._preemptions = 0
@@ -82,7 +84,7 @@ class Engine:
             self._schedule(at_s)  # the only job that ran had to give way: now others may be let in
         self.told.publish(at_s)
         if self.batch:
-            self._step_s = self._seconds()
+            self._step_s = self.slowness * self._seconds()
             self.step_ends_s = at_s + self._step_s
             self._left_waiting = len(self.waiting) + len(self.loading)
         else:

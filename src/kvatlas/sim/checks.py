@@ -13,6 +13,9 @@ TIER_NAME_MAX = 64
 COUNT_MAX = (1 << 31) - 1
 """Of everything that is counted in a specification or a job: beyond what any engine has, and no sum of them is too large."""
 
+FACTOR_MAX = 1e6
+"""Of how many times as long an engine's steps may take."""
+
 
 def check_spec(spec: EngineSpec) -> None:
     """Refuse an engine that could do no step, or would go back in time."""
@@ -48,6 +51,12 @@ def check_job(job: Job, spec: EngineSpec) -> None:
             f"job {job.id}: tokens: expected none, or array('I') with those of {full} blocks, "
             f"got array('{job.tokens.typecode}') with {len(job.tokens)}"
         )
+
+
+def check_factor(factor: float) -> None:
+    """Refuse to let steps take no time, or any."""
+    if not 0 < factor <= FACTOR_MAX:
+        raise ValueError(f"factor: expected more than 0, at most {FACTOR_MAX:g}, got {factor}; 1 is the speed of its costs")
 
 
 def computed_tokens(job: Job) -> int:

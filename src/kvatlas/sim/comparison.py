@@ -46,6 +46,7 @@ def throughput(result: RunResult) -> float:
     return sum(phase.output_tokens_per_s for phase in phases) / len(phases)
 
 
+GAVE_UP = "gave up"
 FIGURES = (
     Figure("output tok/s", "tokens answered a second; with phases: the mean of theirs", throughput, thousands, True),
     Figure("TTFT p50", "time to first token, of half of the requests", lambda run: run.ttft.p50, round_duration, False),
@@ -58,8 +59,14 @@ FIGURES = (
     Figure("queue p90", "from arrival to the first step", lambda run: run.queue.p90, round_duration, False),
     Figure("waiting", "requests in all queues, over time", waiting, thousands, False),
     Figure("preempted", "how often a request had to begin again", lambda run: run.preemptions, thousands, False),
+    Figure(GAVE_UP, "requests whose clients went before the first token", lambda run: run.gave_up, thousands, False),
     Figure("requests", "answered", lambda run: run.finished, thousands, None),
 )
+
+
+def figures(runs: Sequence[RunResult]) -> list[Figure]:
+    """Return the figures to be shown of runs: of clients who gave up only where somebody did."""
+    return [figure for figure in FIGURES if figure.name != GAVE_UP or any(run.gave_up for run in runs)]
 
 
 def best(figure: Figure, runs: Sequence[RunResult]) -> frozenset[int]:

@@ -151,6 +151,13 @@ class Engines(Protocol):
         """Drop a job: its client went. Return whether it was there."""
         ...
 
+    def slow(self, engine: int, factor: float, at_s: float) -> None:
+        """Let an engine's steps take ``factor`` times as long as its costs say, from the next one on; 1: as at first.
+
+        The step under way ends when it would have, and loads from tiers take as long as ever.
+        """
+        ...
+
     def reset_cache(self, engine: int, at_s: float) -> bool:
         """Forget all cached blocks of the GPU (vLLM's /reset_prefix_cache). Return False, and do nothing, while jobs run."""
         ...

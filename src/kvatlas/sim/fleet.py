@@ -14,9 +14,11 @@ import random
 import time
 from array import array
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+from kvatlas.route.outcome import End
 from kvatlas.sim.chains import Chains
-from kvatlas.sim.changes import Change, EngineJoins
+from kvatlas.sim.changes import Change, EngineJoins, EngineSlows
 from kvatlas.sim.engines import NO_TOKENS, Engines, EngineSpec, Events, Happening, Job, Kind
 from kvatlas.sim.events import EventPath, EventStream
 from kvatlas.sim.policies import Policy, PolicyMaker, Surroundings, make_policy
@@ -78,6 +80,14 @@ def simulate(
     return fleet.result(seed, time.perf_counter() - began_s)
 
 
+class _Departure(NamedTuple):
+    """A client goes, if its request is not answered by then."""
+
+    request: int
+    waiting: bool
+    """Only if it has no token."""
+
+
 class _Fleet:
     """One run."""
 
@@ -115,12 +125,13 @@ class _Fleet:
         self._streams: dict[int, EventStream] = {}
         self._gone_streams: list[EventStream] = []
         self._requests: dict[int, Request] = {}
-        self._planned: list[tuple[float, int, Arrival | Change]] = []
-        """A heap: who goes on after an answer, and what happens to the fleet."""
+        self._planned: list[tuple[float, int, Arrival | Change | _Departure]] = []
+        """A heap: who goes on after an answer, who goes without one, and what happens to the fleet."""
         self._order = itertools.count()
         self._ids = itertools.count()
         self._reported = 0
         """How many report intervals have been told."""
+        self._foreign_lost = 0
         self._sample_s = 0.0
         self._expire_s = EXPIRE_EVERY_S
         self.in_flight_max: int | None = None
@@ -132,7 +143,10 @@ class _Fleet:
 
     def plan(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            heapq.heappush(self._planned, (change.at_s, next(self._order), change))
+            self._plan_at(change.at_s, change)
+
+    def _plan_at(self, at_s: float, planned: Arrival | Change | _Departure) -> None:
+        heapq.heappush(self._planned, (at_s, next(self._order), planned))
 
     def run(self, arrivals_until_s: float, ends_s: float, progress: Progress | None) -> None:
         """Go on until nobody comes any more and everybody is answered, or the end."""
@@ -140,6 +154,7 @@ class _Fleet:
         coming = next(source, None)
         events = Events.NOTHING if self._policy.indexer is None else Events.FRAMES
         while self._now_s < ends_s:
+            self._drop_departures()
             due_s = min(math.inf if coming is None else coming.at_s, self._planned[0][0] if self._planned else math.inf)
             if due_s == math.inf and not self._requests:
                 break
@@ -185,9 +200,14 @@ class _Fleet:
 
     # -- the fleet ----------------------------------------------------------------------------------------------------
 
-    def _happens(self, planned: Arrival | Change) -> None:
+    def _happens(self, planned: Arrival | Change | _Departure) -> None:
         if isinstance(planned, Arrival):
             self._arrive(planned)
+        elif isinstance(planned, _Departure):
+            self._depart(planned)
+        elif isinstance(planned, EngineSlows):
+            self._check_there(planned.engine)
+            self._engines.slow(planned.engine, planned.factor, self._now_s)
         elif isinstance(planned, EngineJoins):
             self._join(planned.spec)
         else:
@@ -208,36 +228,56 @@ class _Fleet:
         self._policy.joins(engine, spec)
 
     def _leave(self, engine: int) -> None:
-        if engine not in self._specs:
-            raise ValueError(
-                f"changes: engine {engine} is not there at {self._now_s} s; it can leave only once, after it joined"
-            )
+        self._check_there(engine)
         self._tally.engine_ends(engine, self._engines.state(engine))
         left = [self._requests[job] for job in self._engines.leave(engine, self._now_s)]
         del self._specs[engine]
         for request in left:
-            self._told_end(request, self._now_s, done=False)
+            self._told_end(request, self._now_s, End.ENGINE_ERROR)
         self._policy.leaves(engine)
         indexer, stream = self._policy.indexer, self._streams.pop(engine, None)
         if indexer is not None and stream is not None:
             self._gone_streams.append(stream)
             indexer.index.forget(Stream(PodId(engine_name(engine))))
         for request in left:
-            self._sent_again += 1
-            self._send(request)
+            if request.foreign:
+                self._lose(request)
+            else:
+                self._sent_again += 1
+                self._send(request)
+
+    def _check_there(self, engine: int) -> None:
+        if engine not in self._specs:
+            told = f"changes: engine {engine} is not there at {self._now_s} s"
+            raise ValueError(f"{told}; name one that has joined and not left: the first is 0")
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def _arrive(self, arrival: Arrival) -> None:
+        if arrival.engine is not None:
+            self._pass_by(self._coming(arrival), arrival.engine)
+            return
         self._tally.arrives(self._now_s, arrival.phase)
-        if self.in_flight_max is not None and len(self._requests) >= self.in_flight_max:
+        if self.in_flight_max is not None and self._in_flight() >= self.in_flight_max:
             self._beyond_bound += 1
             self._tally.refused += 1
             return
+        self._send(self._coming(arrival))
+
+    def _in_flight(self) -> int:
+        """Return how many requests of the router's are not answered yet."""
+        return sum(not request.foreign for request in self._requests.values())
+
+    def _coming(self, arrival: Arrival) -> Request:
+        """Return a request that is there from now on, until it is answered or its client goes."""
         keys = self._chains[self._size].keys(arrival.tokens, arrival.session)
         request = Request(next(self._ids), arrival, self._now_s, keys, arrival.prompt_tokens // self._size)
         self._requests[request.id] = request
-        self._send(request)
+        if arrival.patience_s is not None:
+            self._plan_at(arrival.at_s + arrival.patience_s, _Departure(request.id, waiting=True))
+        if arrival.cancel_after_s is not None:
+            self._plan_at(arrival.at_s + arrival.cancel_after_s, _Departure(request.id, waiting=False))
+        return request
 
     def _send(self, request: Request) -> None:
         """Let the policy choose, by all that it can know by now."""
@@ -249,6 +289,39 @@ class _Fleet:
         request.routed = True
         request.sent(self._policy.choose(request), self._now_s)
         self._add(request)
+
+    def _pass_by(self, request: Request, engine: int) -> None:
+        """Give a request to the engine that it is meant for, behind the policy's back."""
+        self._tally.foreign += 1
+        if engine not in self._specs:
+            self._lose(request)
+            return
+        request.routed = False
+        request.sent(engine, self._now_s)
+        self._add(request)
+
+    def _drop_departures(self) -> None:
+        """Forget about clients who would go next, and have what they wait for."""
+        while self._planned and isinstance(going := self._planned[0][2], _Departure) and self._leaving(going) is None:
+            heapq.heappop(self._planned)
+
+    def _leaving(self, going: _Departure) -> Request | None:
+        request = self._requests.get(going.request)
+        return None if request is None or (going.waiting and request.first_token_s is not None) else request
+
+    def _depart(self, going: _Departure) -> None:
+        request = self._leaving(going)
+        if request is None:  # it got it at this very time
+            return
+        self._engines.abort(request.engine, request.id, self._now_s)
+        self._told_end(request, self._now_s, End.CLIENT_GONE)
+        if not request.foreign:
+            self._tally.cancels(request)
+        del self._requests[request.id]
+
+    def _lose(self, request: Request) -> None:
+        self._foreign_lost += 1
+        del self._requests[request.id]
 
     def _add(self, request: Request) -> None:
         arrival, size = request.arrival, self._specs[request.engine].block_size_tokens
@@ -287,22 +360,27 @@ class _Fleet:
                 request.first_token_s = at_s
                 if request.routed:
                     self._policy.first_token(request, at_s)
-                self._tally.first_token(request, at_s)
+                if not request.foreign:
+                    self._tally.first_token(request, at_s)
             elif kind == _FINISHED:
                 self._answered(self._requests.pop(job), at_s, arrivals_until_s)
             elif kind == _REFUSED:
                 self._refused(self._requests[job])
 
     def _answered(self, request: Request, at_s: float, arrivals_until_s: float) -> None:
-        self._told_end(request, at_s, done=True)
-        self._tally.answered(request, at_s)
+        self._told_end(request, at_s, End.DONE)
+        if not request.foreign:
+            self._tally.answered(request, at_s)
         following = self._workload.after(request.arrival, at_s)
         if following is not None and following.at_s <= arrivals_until_s:
-            heapq.heappush(self._planned, (max(following.at_s, at_s), next(self._order), following))
+            self._plan_at(max(following.at_s, at_s), following)
 
     def _refused(self, request: Request) -> None:
         """It does not fit into its engine: send it to the one with the most room, whatever the policy says, or give it up."""
-        self._told_end(request, self._now_s, done=False)
+        self._told_end(request, self._now_s, End.REFUSED)
+        if request.foreign:
+            self._lose(request)
+            return
         rooms = {engine: spec.gpu_blocks * spec.block_size_tokens for engine, spec in self._specs.items()}
         largest = max(rooms, key=rooms.__getitem__)
         if rooms[largest] > rooms[request.engine]:
@@ -312,9 +390,9 @@ class _Fleet:
         else:
             self._refuse(request)
 
-    def _told_end(self, request: Request, at_s: float, *, done: bool) -> None:
+    def _told_end(self, request: Request, at_s: float, end: End) -> None:
         if request.routed:
-            self._policy.ended(request, at_s, done=done)
+            self._policy.ended(request, at_s, end)
 
     def _refuse(self, request: Request) -> None:
         self._tally.refused += 1
@@ -339,10 +417,14 @@ class _Fleet:
     def _notes(self) -> list[str]:
         streams = [*self._gone_streams, *self._streams.values()]
         counts = {
+            "clients gave up before the first token": self._tally.gave_up,
+            "clients cancelled their answer": self._tally.cancelled,
+            "requests reached engines without passing the router": self._tally.foreign,
+            "of these were lost: their engine left, was not there, or is too small": self._foreign_lost,
             "requests were sent again: their engine left": self._sent_again,
             "requests were refused: no engine was there": self._found_nobody,
             "requests were refused: as many as may be were in flight": self._beyond_bound,
-            "requests were not answered when the run ended": len(self._requests),
+            "requests were not answered when the run ended": self._in_flight(),
             "frames of events were lost": sum(stream.lost for stream in streams),
             "gaps were found in streams of events": sum(stream.gaps for stream in streams),
             "decisions were made while a stream was stale": self._doubtful,

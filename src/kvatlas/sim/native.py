@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvatlas._native import SimulatedEngines
-from kvatlas.sim.checks import check_job, check_spec
+from kvatlas.sim.checks import check_factor, check_job, check_spec
 from kvatlas.sim.engines import EngineSpec, EngineState, Events, Happening, Job, Kind
 
 
@@ -48,6 +48,10 @@ class NativeEngines:
 
     def abort(self, engine: int, job: int, at_s: float) -> bool:
         return self._core.abort(engine, job, at_s)
+
+    def slow(self, engine: int, factor: float, at_s: float) -> None:
+        check_factor(factor)
+        self._core.slow(engine, factor, at_s)
 
     def reset_cache(self, engine: int, at_s: float) -> bool:
         return self._core.reset_cache(engine, at_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from kvatlas.sim.batching import Engine
-from kvatlas.sim.checks import check_job, check_spec, fits
+from kvatlas.sim.checks import check_factor, check_job, check_spec, fits
 from kvatlas.sim.engines import EngineSpec, EngineState, Events, Happening, Job, Kind
 
 
@@ -51,6 +51,12 @@ class ReferenceEngines:
         aborting = self._engine(engine)
         self._go_to(at_s)
         return aborting.abort(job, at_s)
+
+    def slow(self, engine: int, factor: float, at_s: float) -> None:
+        slowing = self._engine(engine)
+        check_factor(factor)
+        self._go_to(at_s)
+        slowing.slowness = factor
 
     def reset_cache(self, engine: int, at_s: float) -> bool:
         resetting = self._engine(engine)

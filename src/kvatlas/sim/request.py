@@ -49,6 +49,11 @@ class Request:
         """Of these, those that were loaded from a slower tier."""
 
     @property
+    def foreign(self) -> bool:
+        """Whether it never passed the router."""
+        return self.arrival.engine is not None
+
+    @property
     def prompt(self) -> array[int]:
         """array('I'): a copy of the prompt's tokens."""
         return self.arrival.tokens[: self.arrival.prompt_tokens]

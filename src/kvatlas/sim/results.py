@@ -25,7 +25,7 @@ class EngineResult(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
     output_tokens: int
     busy: float
-    """Share of the run that it spent in steps."""
+    """Share of the run that it spent in steps. This, and what follows, is also of requests that did not pass the router."""
     waiting_mean: float
     """Requests in its queue, over time."""
     running_mean: float
@@ -88,6 +88,12 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     finished: int = 0
     refused: int = 0
     """Longer than any engine's memory."""
+    gave_up: int = 0
+    """Their clients went before the first token."""
+    cancelled: int = 0
+    """Their clients went after it, and before the last one."""
+    foreign: int = 0
+    """Requests that reached engines without passing the router. They are in no figure but this and engines' loads."""
     duration_s: float = 0.0
     """Virtual, from the first arrival to the last answer."""
     wall_s: float = 0.0

@@ -11,8 +11,10 @@ from msgspec import Meta
 
 from kvatlas.errors import ConfigError
 from kvatlas.route.parameters import read_parameters, unknown_name
+from kvatlas.sim.changes import Change, EngineJoins
 from kvatlas.sim.costs import EngineCosts
 from kvatlas.sim.engines import EngineSpec
+from kvatlas.sim.fleet import REPORT_EVERY_S
 from kvatlas.sim.plan import Plan
 from kvatlas.sim.workloads.catalog import choose, names_of_parameters
 
@@ -26,6 +28,15 @@ class Axis(NamedTuple):
     values: tuple[object, ...]
 
 
+class Foreign(NamedTuple):
+    """Requests that reach engines without passing the router."""
+
+    workload: str
+    """A name, or a trace's file."""
+    engines: tuple[int, ...]
+    """Where they go; none: everywhere."""
+
+
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     """What a user asks. ``values`` are set by name: of the run, of its workload, of its engines."""
 
@@ -35,6 +46,9 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     spec: EngineSpec
     values: Mapping[str, object]
     axes: tuple[Axis, ...] = ()
+    foreign: Foreign | None = None
+    changes: tuple[Change, ...] = ()
+    """Engines that join are as those of the run."""
 
 
 class _OfRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +56,11 @@ class _OfRun(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     scale: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     limit: Annotated[int, Meta(ge=1)] | None = None
+    report_every_s: Annotated[float, Meta(ge=0.001, le=1e9)] = REPORT_EVERY_S
+    patience_s: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    cancel_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    cancel_after_s: Annotated[float, Meta(gt=0, le=1e6)] = 5.0
+    foreign_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
     event_lag_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
     event_loss: Annotated[float, Meta(ge=0, le=1)] = 0.0
     in_flight_max: Annotated[int, Meta(ge=1)] | None = None
@@ -49,6 +68,8 @@ class _OfRun(msgspec.Struct, frozen=True, kw_only=True):
 
 _RUN = [field.name for field in msgspec.structs.fields(_OfRun)]
 _SPEC = [field.name for field in msgspec.structs.fields(EngineSpec) if field.name not in ("costs", "tiers")]
+_FOREIGN = "foreign."
+"""Before the name of a parameter: it is the foreign workload's."""
 _COSTS = [f"costs.{field.name}" for field in msgspec.structs.fields(EngineCosts)]
 
 
@@ -69,9 +90,10 @@ def plans(question: Question) -> list[Plan]:
     return made
 
 
-def names(workload: str) -> list[str]:
+def names(workload: str, foreign: Foreign | None = None) -> list[str]:
     """Return all that can be set and varied."""
-    return [*names_of_parameters(workload), *_RUN, *_SPEC, *_COSTS]
+    of_foreign = [] if foreign is None else [_FOREIGN + name for name in names_of_parameters(foreign.workload)]
+    return [*names_of_parameters(workload), *_RUN, *_SPEC, *_COSTS, *of_foreign]
 
 
 def value_of(text: str) -> object:
@@ -84,17 +106,22 @@ def value_of(text: str) -> object:
 
 
 def _plans(question: Question, values: Mapping[str, object], label: str) -> list[Plan]:
-    parameters = names_of_parameters(question.workload)
+    known, foreign = names(question.workload, question.foreign), question.foreign
     for name in values:
-        if name not in (*parameters, *_RUN, *_SPEC, *_COSTS):
-            raise unknown_name(
-                name, f"parameter of {question.workload}, the run or its engines", name, names(question.workload)
-            )
+        if name not in known:
+            raise unknown_name(name, f"parameter of {question.workload}, the run or its engines", name, known)
+    parameters = names_of_parameters(question.workload)
     of_workload = {name: value for name, value in values.items() if name in parameters}
     choice = choose(question.workload, of_workload)
     of_run = read_parameters(_OfRun, {name: value for name, value in values.items() if name in _RUN}, "")
     spec = _spec(question.spec, values)
     same: dict[str, Any] = msgspec.structs.asdict(of_run)
+    if foreign is not None:
+        of_foreign = {name.removeprefix(_FOREIGN): value for name, value in values.items() if name.startswith(_FOREIGN)}
+        same |= {"foreign": choose(foreign.workload, of_foreign), "foreign_engines": foreign.engines}
+    same["changes"] = tuple(
+        msgspec.structs.replace(change, spec=spec) if isinstance(change, EngineJoins) else change for change in question.changes
+    )
     return [Plan(policy=policy, workload=choice, spec=spec, label=label, **same) for policy in question.policies]
 
 

@@ -140,7 +140,7 @@ class Tally:
     """Counts. Prompts, their cached tokens and all times are those of requests that were answered to their end."""
 
     def __init__(self) -> None:
-        self.arrived = self.finished = self.refused = 0
+        self.arrived = self.finished = self.refused = self.gave_up = self.cancelled = self.foreign = 0
         self.prompt = self.cached = self.loaded = self.output = 0
         self.ttft, self.tpot, self.e2e, self.queue = SpreadCounter(), SpreadCounter(), SpreadCounter(), SpreadCounter()
         self._timeline = _Timeline()
@@ -168,6 +168,13 @@ class Tally:
         part = self._timeline.now
         part.first_tokens += 1
         part.ttft_s += at_s - request.arrived_s
+
+    def cancels(self, request: Request) -> None:
+        """Note that a request's client went."""
+        if request.first_token_s is None:
+            self.gave_up += 1
+        else:
+            self.cancelled += 1
 
     def answered(self, request: Request, at_s: float) -> None:
         """Note a request's last token. It was scheduled, and had a first token."""
@@ -237,6 +244,9 @@ class Tally:
             arrived=self.arrived,
             finished=self.finished,
             refused=self.refused,
+            gave_up=self.gave_up,
+            cancelled=self.cancelled,
+            foreign=self.foreign,
             duration_s=duration_s,
             wall_s=wall_s,
             prompt_tokens=self.prompt,

@@ -13,10 +13,11 @@ from kvatlas.cli.simulate_list import POLICY_LINES, parameters
 from kvatlas.cli.simulate_run import PRESET, ask
 from kvatlas.cli.simulate_tables import tables
 from kvatlas.errors import ConfigError, KvatlasError, RequestError
+from kvatlas.sim.changes import EngineJoins, EngineLeaves, EngineSlows
 from kvatlas.sim.policies import POLICIES
 from kvatlas.sim.presets import PRESETS
 from kvatlas.sim.results import RunResult
-from kvatlas.sim.sweep import Axis, Question
+from kvatlas.sim.sweep import Axis, Foreign, Question
 from kvatlas.sim.workloads.catalog import KINDS
 from tests.models.runs import phase, run_result
 
@@ -108,9 +109,25 @@ def test_an_engine_of_ones_own_is_read_from_a_file(tmp_path: Path) -> None:
         asked(spec=file)
 
 
+def test_what_happens_to_engines_is_asked_for_by_its_time() -> None:
+    question = asked(at=["90s:slow:2:10", "1m30s:leave:0", "0:join"])
+    assert question.changes == (EngineSlows(90.0, 2, 10.0), EngineLeaves(90.0, 0), EngineJoins(0.0, question.spec))
+
+
+def test_requests_that_pass_the_router_by_are_another_workload_and_where_it_goes() -> None:
+    assert asked(foreign="no-reuse@0,2").foreign == Foreign("no-reuse", (0, 2))
+    assert asked(foreign="no-reuse").foreign == Foreign("no-reuse", ())
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
+        ({"at": ["60s:burn:1"]}, r"--at.*is no change; give TIME:join"),
+        ({"at": ["60s:slow:1"]}, r"--at.*is no change"),
+        ({"at": ["soon:join"]}, r"--at.*'soon' is no duration"),
+        ({"at": ["60s:leave:one"]}, r"--at.*'one' is no engine's number"),
+        ({"at": ["60s:slow:1:0"]}, r"--at.*factor: expected more than 0"),
+        ({"foreign": "no-reuse@one"}, r"--foreign.*'one' is no engine's number"),
         ({"policies": ["kvatlass"]}, r'did you mean "kvatlas"'),
         ({"policies": ["nowhere.yaml"]}, r"nowhere.yaml"),
         ({"preset": "nope"}, r"--preset.*allowed"),

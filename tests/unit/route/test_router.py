@@ -15,19 +15,20 @@ from kvatlas.errors import NoCachedPrefixError, NoEndpointError
 from kvatlas.route.cycle import Candidate, Cycle
 from kvatlas.route.decision import Decision, ProfileRun
 from kvatlas.route.endpoint import Endpoint, EndpointName
+from kvatlas.route.handlers import SingleProfileHandler
 from kvatlas.route.load import EngineReport, InFlight, LoadBook
 from kvatlas.route.log import DecisionLog
 from kvatlas.route.matches import MatchSource, PrefixMatch, PrefixMatches
 from kvatlas.route.outcome import End, Outcome
-from kvatlas.route.plugins import Conclusion
+from kvatlas.route.plugins import Conclusion, NoParameters, Services
 from kvatlas.route.profile import NamedFilter, Profile, WeightedScorer
 from kvatlas.route.request import RouteRequest
 from kvatlas.route.router import Flight, Router
 from kvatlas.route.scheduler import NamedProducer, Scheduler
 from kvatlas.types import PodId
-from tests.models.policies import Single
 
 DONE = Outcome(end=End.DONE)
+SERVICES = Services(plugin=lambda name: None, clock=lambda: 0.0, random=random.Random(1))
 
 
 def endpoint(name: str) -> Endpoint:
@@ -77,7 +78,7 @@ class Broken:
         raise OSError("the index is gone")
 
 
-class Split(Single):
+class Split(SingleProfileHandler):
     """The first profile decodes, the second one prefills."""
 
     def conclude(self, cycle: Cycle, runs: Mapping[str, ProfileRun | None]) -> Conclusion | None:
@@ -97,14 +98,14 @@ def profile(name: str = "default", *, filters: Sequence[object] = (), **scorers:
 def router(
     *profiles: Profile,
     producers: Sequence[object] = (),
-    handler: object | None = None,
+    handler: type[SingleProfileHandler] = SingleProfileHandler,
     plugins: Mapping[str, object] = {},
     healthy: Callable[[str], bool] = lambda _name: True,
 ) -> Router:
     scheduler = Scheduler(
         tuple(NamedProducer(type(one).__name__, one) for one in producers),  # type: ignore[arg-type]
         {one.name: one for one in profiles or (profile(),)},
-        handler or Single(),  # type: ignore[arg-type]
+        handler("handler", NoParameters(), SERVICES),
         failed=lambda _name, _error: None,
     )
     made = Router(scheduler, plugins, clock=lambda: 100.0, random=random.Random(1), healthy=healthy)
@@ -242,7 +243,7 @@ def test_a_retry_moves_what_counts_and_takes_nothing_to_be_cached_there() -> Non
 
 def test_a_prompt_computed_elsewhere_counts_there_until_its_first_token() -> None:
     decode, prefill = profile("decode", x=(Fixed(a=1.0), 1.0)), profile("prefill", x=(Fixed(b=1.0), 1.0))
-    made = router(decode, prefill, producers=[Holds(b=48)], handler=Split())
+    made = router(decode, prefill, producers=[Holds(b=48)], handler=Split)
     flight = made.decide(request())
     assert flight.decision.predicted_cached_tokens == 48
     assert in_flight(made) == {"a": InFlight(1, 64, 0, 0), "b": InFlight(1, 64, 1, 16, 896, 16, 896, 100.0)}

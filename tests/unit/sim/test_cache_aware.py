@@ -7,6 +7,7 @@ from array import array
 
 import pytest
 
+from kvatlas.route.outcome import End
 from kvatlas.sim.chains import Chains
 from kvatlas.sim.policies.cache_aware import CacheAware
 from kvatlas.sim.policies.policy import Surroundings
@@ -45,7 +46,7 @@ def keys(prompt: array[int]) -> array[int]:
 def send(made: CacheAware, asked: Request, *, stays: bool = False) -> int:
     asked.engine = made.choose(asked)
     if not stays:
-        made.ended(asked, 0.0, done=True)
+        made.ended(asked, 0.0, End.DONE)
     return asked.engine
 
 

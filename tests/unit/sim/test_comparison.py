@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvatlas.sim.comparison import FIGURES, PHASE_FIGURES, best, groups, phase_rows, throughput
+from kvatlas.sim.comparison import FIGURES, PHASE_FIGURES, best, figures, groups, phase_rows, throughput
 from kvatlas.sim.report.curves import curves
 from tests.models.runs import phase, run_result
 
@@ -22,6 +22,12 @@ def test_all_that_show_as_the_same_are_best_and_nobody_where_all_do() -> None:
     assert best(TTFT, [run_result("a", 0.1000), run_result("b", 0.1001), run_result("c", 0.2)]) == {0, 1}
     assert best(TTFT, [run_result("a", 0.1), run_result("b", 0.1)]) == frozenset()
     assert best(TTFT, [run_result("a", 0.1)]) == frozenset()
+
+
+def test_clients_who_gave_up_are_shown_where_somebody_did() -> None:
+    patient, impatient = run_result("a"), run_result("b", gave_up=3)
+    assert "gave up" not in [figure.name for figure in figures([patient])]
+    assert [figure.of(impatient) for figure in figures([patient, impatient]) if figure.name == "gave up"] == [3]
 
 
 def test_runs_are_compared_with_those_that_differ_in_their_policy_alone() -> None:

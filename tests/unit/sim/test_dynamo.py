@@ -8,6 +8,7 @@ from array import array
 
 import pytest
 
+from kvatlas.route.outcome import End
 from kvatlas.sim.policies.dynamo import ActiveBlocks, Dynamo, draw
 from kvatlas.sim.policies.policy import Surroundings
 from kvatlas.sim.request import Request
@@ -48,7 +49,7 @@ def test_prompts_without_a_first_token_count_as_prefill() -> None:
     made.first_token(request, 0.1)
     assert made.costs(blocks("b", "c", "d", "e"), 64, {}) == {0: 2 * 64 / 16 + 6 + 4}
     assert made.costs(blocks(0, 1, "d", "e"), 64, {}) == {0: 2 * 64 / 16 + 6 + 2}  # blocks in flight are shared
-    made.ended(request, 0.2, done=True)
+    made.ended(request, 0.2, End.DONE)
     assert made.costs(blocks("b", "c", "d", "e"), 64, {}) == {0: 2 * 64 / 16 + 4}
 
 

@@ -186,6 +186,19 @@ def test_an_aborted_job_frees_its_blocks_and_says_no_more(engines: Engines) -> N
     assert run(engines) == []
 
 
+def test_a_slower_engine_takes_longer_from_its_next_step_on(engines: Engines) -> None:
+    engine = engines.join(spec(), 0.0)
+    engines.add(engine, job(1, 4, output=4), 0.0)
+    engines.run(0.5)
+    engines.slow(engine, 3.0, 0.5)
+    told = [happening for at_s in (1.5, 4.5) for happening in engines.run(at_s)[1]]
+    assert [(each.at_s, each.kind.name) for each in told if each.kind is Kind.FIRST_TOKEN] == [(1.0, "FIRST_TOKEN")]
+    assert engines.state(engine).step_ends_s == 7.0
+    engines.slow(engine, 1.0, 4.5)
+    assert [(each.at_s, each.kind.name) for each in run(engines)] == [(8.0, "FINISHED")]
+    assert engines.state(engine).busy_s == 8.0
+
+
 def test_an_engine_that_leaves_gives_its_jobs_back(engines: Engines) -> None:
     engine = engines.join(spec(running_max=1), 0.0)
     for number in (1, 2, 3):
@@ -237,6 +250,10 @@ def test_the_cache_is_reset_only_while_no_job_runs(engines: Engines) -> None:
         (lambda engines: engines.add(0, job(9, 8), math.inf), "at_s: expected 2.0 .* or later, got inf"),
         (lambda engines: engines.add(0, job(9, 8), 9.0), "at_s: engines have work before 9.0; run up to it first"),
         (lambda engines: engines.add(7, job(9, 8), 2.0), "engine 7: there is none of this number"),
+        (lambda engines: engines.slow(0, 0.0, 2.0), "factor: expected more than 0, at most 1e[+]06, got 0.0"),
+        (lambda engines: engines.slow(0, math.nan, 2.0), "factor: expected more than 0, .*, got nan"),
+        (lambda engines: engines.slow(7, 2.0, 2.0), "engine 7: there is none of this number"),
+        (lambda engines: engines.slow(0, 2.0, 1.0), "at_s: expected 2.0 .* or later, got 1.0"),
         (lambda engines: engines.run(1.0), "until_s: expected 2.0 .* or later, got 1.0"),
         (lambda engines: engines.run(math.nan), "until_s: expected 2.0 .* or later, got (?i:nan)"),
     ],

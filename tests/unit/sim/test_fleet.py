@@ -10,29 +10,19 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 import pytest
 
+from kvatlas.route.outcome import End
 from kvatlas.sim.changes import EngineJoins, EngineLeaves
 from kvatlas.sim.engines import EngineSpec, EngineState
 from kvatlas.sim.events import EventPath
 from kvatlas.sim.fleet import simulate
-from kvatlas.sim.policies import POLICIES, PolicyMaker, RouterPolicy, Surroundings, make_policy
+from kvatlas.sim.policies import POLICIES, RouterPolicy, Surroundings, make_policy
 from kvatlas.sim.reference import ReferenceEngines
 from kvatlas.sim.request import Request
-from kvatlas.sim.results import RunResult
 from kvatlas.sim.tally import MOMENTS_MAX
-from kvatlas.sim.workloads.workload import Arrival, Workload
-from tests.models.workloads import COSTS, SMALL, Given, arrival, shared_prefixes, tokens
-
-
-def run(
-    workload: Workload, policy: str | PolicyMaker = "least-load", engines: int = 3, seed: int = 1, **how: object
-) -> RunResult:
-    specs = how.pop("specs", [SMALL] * engines)
-    result = simulate(workload, policy, specs, seed=seed, engines=ReferenceEngines(), **how)  # type: ignore[arg-type]
-    assert result.wall_s > 0
-    return msgspec.structs.replace(result, wall_s=0.0)
+from kvatlas.sim.workloads.workload import Arrival
+from tests.models.workloads import COSTS, SMALL, Given, arrival, run, shared_prefixes, tokens
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -58,7 +48,7 @@ def test_another_seed_decides_otherwise() -> None:
 
 def test_results_do_not_depend_on_the_process() -> None:
     script = (
-        "from tests.unit.sim.test_fleet import *\n"
+        "import msgspec\nfrom tests.unit.sim.test_fleet import *\n"
         "result = run(shared_prefixes(3, requests=25, per_s=20.0), 'kvatlas', path=EventPath(lag_s=0.02, loss=0.1))\n"
         "print(msgspec.json.encode(result).decode())"
     )
@@ -177,9 +167,9 @@ class Predictions:
             predicted[request.id] = policy.predicted_cached_tokens(request) or 0
             return engine
 
-        def ending(request: Request, at_s: float, *, done: bool) -> None:
+        def ending(request: Request, at_s: float, end: End) -> None:
             self.pairs.append((predicted.pop(request.id), request.cached_tokens))
-            ended(request, at_s, done=done)
+            ended(request, at_s, end)
 
         policy.choose, policy.ended = choosing, ending  # type: ignore[method-assign]
         return policy

@@ -10,12 +10,14 @@ import pytest
 from kvatlas.config import Config, IndexSettings, KeySettings
 from kvatlas.index.choice import Core
 from kvatlas.indexer import Indexer
-from kvatlas.sim.changes import Change, EngineJoins, EngineLeaves
+from kvatlas.sim.changes import Change, EngineJoins, EngineLeaves, EngineSlows
 from kvatlas.sim.engines import EngineSpec, TierSpec
 from kvatlas.sim.events import EventPath
 from kvatlas.sim.fleet import simulate
 from kvatlas.sim.policies import POLICIES, Surroundings, router
 from kvatlas.sim.reference import ReferenceEngines
+from kvatlas.sim.workloads.clients import Clients, Impatient
+from kvatlas.sim.workloads.foreign import Strays
 from kvatlas.sim.workloads.workload import Arrival
 from tests.models.workloads import COSTS, Given, arrival, tokens
 
@@ -35,6 +37,7 @@ def spec(rng: random.Random) -> EngineSpec:
 def changes(rng: random.Random, engines: int) -> list[Change]:
     leaving = rng.sample(range(engines), rng.randrange(engines))
     made: list[Change] = [EngineLeaves(rng.uniform(0.0, 4.0), engine) for engine in leaving]
+    made += [EngineSlows(0.0, engine, rng.choice([0.5, 3.0])) for engine in range(engines) if rng.random() < 0.3]
     made += [EngineJoins(rng.uniform(0.0, 4.0), spec(rng)) for _ in range(rng.randrange(3))]
     return made
 
@@ -66,9 +69,11 @@ def test_every_request_is_accounted_for(seed: int, policy: str) -> None:
     specs = [spec(rng) for _ in range(rng.randrange(1, 4))]
     path = EventPath(lag_s=0.01, jitter_s=0.05, loss=0.1, replay_after_s=rng.choice([None, 0.1]))
     happens = changes(rng, len(specs))
-    result = simulate(workload(rng), policy, specs, seed=seed, engines=ReferenceEngines(), path=path, changes=happens)
+    clients = Clients(patience_s=rng.choice([None, 0.2, 5.0]), cancel_share=rng.choice([0.0, 0.3]), cancel_after_s=0.5)
+    users = Strays(Impatient(workload(rng), clients, seed), rng.choice([0.0, 0.2]), range(3), seed)
+    result = simulate(users, policy, specs, seed=seed, engines=ReferenceEngines(), path=path, changes=happens)
     told = f"seed {seed}: {result}"
-    assert result.arrived == result.finished + result.refused, told
+    assert result.arrived == result.finished + result.refused + result.gave_up + result.cancelled, told
     assert result.finished == sum(engine.requests for engine in result.engines) == result.ttft.count == result.e2e.count, told
     assert result.finished == sum(moment.finished for moment in result.moments), told
     assert result.arrived == sum(moment.arrived for moment in result.moments), told

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from kvatlas.errors import ConfigError
+from kvatlas.route.outcome import End
 from kvatlas.sim.policies import Policy, Surroundings, make_policy
 from kvatlas.sim.request import Request
 from tests.models.workloads import SMALL, arrival, tokens
@@ -52,7 +53,7 @@ def test_least_load_fills_what_was_freed() -> None:
     requests = sent(made, 40)
     assert set(engines(requests).values()) == {10}
     for request in requests[:8]:
-        made.ended(request, 0.0, done=True)
+        made.ended(request, 0.0, End.DONE)
     freed = engines(requests[:8])
     assert engines(sent(made, 8)) == freed
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from kvatlas.errors import ConfigError
+from kvatlas.sim.changes import EngineJoins, EngineSlows
 from kvatlas.sim.engines import TierSpec
-from kvatlas.sim.sweep import Axis, Question, plans, value_of
+from kvatlas.sim.plan import Plan, run
+from kvatlas.sim.sweep import Axis, Foreign, Question, plans, value_of
+from kvatlas.sim.workloads.catalog import choose
 from tests.models.runs import SPEC
 
 
@@ -36,6 +40,40 @@ def test_all_combinations_run_and_policies_of_one_stand_together() -> None:
     assert [plan.spec.gpu_blocks for plan in made[::2]] == [100, 200, 100, 200]
 
 
+def test_engines_that_join_are_as_the_runs_and_foreign_requests_have_parameters_of_their_own() -> None:
+    changes = (EngineJoins(5.0, SPEC), EngineSlows(7.0, 0, 3.0))
+    values = {"foreign.qps": 3, "gpu_blocks": 70, "patience_s": 2, "report_every_s": 1e9}
+    asked = Question(
+        policies=("random",), workload="chats", spec=SPEC, values=values, changes=changes, foreign=Foreign("no-reuse", (1,))
+    )
+    (plan,) = plans(asked)
+    assert plan.changes == (EngineJoins(5.0, plan.spec), EngineSlows(7.0, 0, 3.0))
+    assert plan.spec.gpu_blocks == 70
+    assert plan.foreign == choose("no-reuse", {"qps": 3})
+    assert (plan.foreign_engines, plan.patience_s, plan.report_every_s) == ((1,), 2, 1e9)
+
+
+def test_a_run_with_all_that_may_happen_is_the_same_again() -> None:
+    plan = Plan(
+        policy="kvatlas",
+        workload=choose("chats", {"qps": 20, "duration_s": 10}),
+        spec=SPEC,
+        engines=2,
+        patience_s=0.3,
+        cancel_share=0.2,
+        cancel_after_s=1.0,
+        foreign_share=0.2,
+        foreign=choose("no-reuse", {"qps": 5}),
+        foreign_engines=(1,),
+        changes=(EngineSlows(2.0, 0, 5.0), EngineJoins(4.0, SPEC)),
+    )
+    results = [msgspec.structs.replace(run(plan), wall_s=0.0) for _ in range(2)]
+    assert results[0] == results[1]
+    result = results[0]
+    assert min(result.gave_up, result.cancelled, result.foreign) > 0
+    assert result.arrived == result.finished + result.gave_up + result.cancelled
+
+
 def test_tiers_stay_where_other_fields_are_changed() -> None:
     tier = TierSpec(name="cpu", blocks=10, load_block_s=0.1)
     spec = type(SPEC)(costs=SPEC.costs, gpu_blocks=10, tiers=(tier,))
@@ -52,6 +90,10 @@ def test_tiers_stay_where_other_fields_are_changed() -> None:
         ({"scale": 0}, "scale"),
         ({"event_loss": 2}, "event_loss"),
         ({"limit": 0}, "limit"),
+        ({"patience_s": 0}, "patience_s"),
+        ({"cancel_share": 2}, "cancel_share"),
+        ({"report_every_s": 0}, "report_every_s"),
+        ({"foreign.qps": 1}, "foreign.qps"),
         ({"gpu_blocks": "many"}, "gpu_blocks"),
         ({"qps": -1}, "qps"),
     ],

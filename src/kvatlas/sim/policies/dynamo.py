@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from kvatlas.indexer import Indexer
 from kvatlas.results import Query
+from kvatlas.route.outcome import End
 from kvatlas.sim.engines import EngineSpec
 from kvatlas.sim.policies.block_tree import BlockTree
 from kvatlas.sim.policies.indexing import make_indexer
@@ -121,8 +122,8 @@ class Dynamo(InFlight):
     def first_token(self, request: Request, at_s: float) -> None:
         self._prefill_tokens[request.engine] -= self._prefilling.pop(request.id, 0)
 
-    def ended(self, request: Request, at_s: float, *, done: bool) -> None:
-        super().ended(request, at_s, done=done)
+    def ended(self, request: Request, at_s: float, end: End) -> None:
+        super().ended(request, at_s, end)
         self.first_token(request, at_s)
         self._active.remove(request.engine, request.keys[: request.prompt_blocks])
 

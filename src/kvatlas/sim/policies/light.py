@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kvatlas.indexer import Indexer
+from kvatlas.route.outcome import End
 from kvatlas.sim.engines import EngineSpec, EngineState
 from kvatlas.sim.policies.policy import Surroundings
 from kvatlas.sim.request import Request
@@ -49,7 +50,7 @@ class InFlight:
     def first_token(self, request: Request, at_s: float) -> None:
         pass
 
-    def ended(self, request: Request, at_s: float, *, done: bool) -> None:
+    def ended(self, request: Request, at_s: float, end: End) -> None:
         self.loads[request.engine] -= 1
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from kvatlas.indexer import Indexer
+from kvatlas.route.outcome import End
 from kvatlas.sim.engines import EngineSpec, EngineState
 from kvatlas.sim.request import Request
 
@@ -62,8 +63,8 @@ class Policy(Protocol):
         """A request got its first token."""
         ...
 
-    def ended(self, request: Request, at_s: float, *, done: bool) -> None:
-        """A request left its engine (``request.engine``): answered, or not ``done``."""
+    def ended(self, request: Request, at_s: float, end: End) -> None:
+        """A request left its engine (``request.engine``): answered (``End.DONE``), or why it was not."""
         ...
 
 

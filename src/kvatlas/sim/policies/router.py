@@ -76,17 +76,17 @@ class RouterPolicy:
     def first_token(self, request: Request, at_s: float) -> None:
         self._flights[request.id].first_token(at_s - request.sent_s)
 
-    def ended(self, request: Request, at_s: float, *, done: bool) -> None:
+    def ended(self, request: Request, at_s: float, end: End) -> None:
         first_s = request.first_token_s
         arrival = request.arrival
         self._flights.pop(request.id).finished(
             Outcome(
-                end=End.DONE if done else End.ENGINE_ERROR,
+                end=end,
                 ttft_s=None if first_s is None else first_s - request.sent_s,
                 duration_s=at_s - request.sent_s,
                 prompt_tokens=arrival.prompt_tokens,
-                cached_tokens=request.cached_tokens if done else None,
-                output_tokens=arrival.output_tokens if done else None,
+                cached_tokens=request.cached_tokens if end is End.DONE else None,
+                output_tokens=arrival.output_tokens if end is End.DONE else None,
             )
         )
 

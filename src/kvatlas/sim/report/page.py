@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from kvatlas.errors import RequestError
-from kvatlas.sim.comparison import FIGURES, PHASE_FIGURES, best, groups, phase_rows
+from kvatlas.sim.comparison import PHASE_FIGURES, best, figures, groups, phase_rows
 from kvatlas.sim.plan import Plan
 from kvatlas.sim.report.curves import curves
 from kvatlas.sim.report.markup import Markup, joined, tag
@@ -54,7 +54,7 @@ def page(done: Sequence[tuple[Plan, RunResult]], command: str) -> str:
         *_curves(runs, plots),
         *(part for group in groups(runs)[:GROUPS_DRAWN_MAX] for part in _group(group, plots)),
         tag("h2", "What the figures are"),
-        tag("dl", *(part for figure in FIGURES for part in (tag("dt", figure.name), tag("dd", figure.what)))),
+        tag("dl", *(part for figure in figures(runs) for part in (tag("dt", figure.name), tag("dd", figure.what)))),
         tag("h2", "Parameters"),
         tag("p", "Equal parameters give equal results."),
         *_parameters(done),
@@ -97,14 +97,14 @@ def _notes(runs: Sequence[RunResult]) -> Iterator[Markup]:
 
 
 def _results(runs: Sequence[RunResult]) -> Markup:
-    varied = any(run.label for run in runs)
-    heads = ["policy", *(["varied"] if varied else []), *(figure.name for figure in FIGURES)]
+    varied, columns = any(run.label for run in runs), figures(runs)
+    heads = ["policy", *(["varied"] if varied else []), *(figure.name for figure in columns)]
     rows = []
     for number, group in enumerate(groups(runs)):
-        leading = [best(figure, group) for figure in FIGURES]
+        leading = [best(figure, group) for figure in columns]
         for place, run in enumerate(group):
             cells = [tag("th", run.policy, scope="row"), *([tag("td", run.label, class_="text")] if varied else [])]
-            for figure, who in zip(FIGURES, leading, strict=True):
+            for figure, who in zip(columns, leading, strict=True):
                 shown = figure.shown(figure.of(run))
                 cells.append(tag("td", shown, class_="best") if place in who else tag("td", shown))
             rows.append(tag("tr", *cells, class_="next") if number and not place else tag("tr", *cells))

@@ -23,6 +23,12 @@ class Arrival(msgspec.Struct, frozen=True):
     tenant: str = ""
     phase: str = ""
     """Which part of the workload it belongs to, where the workload has parts: results tell of each by itself."""
+    patience_s: float | None = None
+    """Its client gives up so long after ``at_s`` where no token has come by then."""
+    cancel_after_s: float | None = None
+    """Its client cancels it then, if it is not answered before."""
+    engine: int | None = None
+    """It goes to this engine without passing the router, which knows nothing of it; None: the router decides."""
 
     @property
     def output_tokens(self) -> int:

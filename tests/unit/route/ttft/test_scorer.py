@@ -15,6 +15,7 @@ from kvatlas.route.endpoint import Endpoint, EndpointName
 from kvatlas.route.load import EngineReport, InFlight, Load, attention_pairs
 from kvatlas.route.matches import MatchSource, PrefixMatch, PrefixMatches
 from kvatlas.route.outcome import End, Outcome
+from kvatlas.route.pickers import MaxScorePicker, PickerParameters
 from kvatlas.route.plugins import Services, plugin_types
 from kvatlas.route.profile import Profile, WeightedScorer
 from kvatlas.route.request import RouteRequest
@@ -22,18 +23,20 @@ from kvatlas.route.ttft.learning import Sample
 from kvatlas.route.ttft.model import Costs
 from kvatlas.route.ttft.scorer import LOAD_SPREAD, TRIAL_EVERY, ExpectedTtft
 from kvatlas.types import PodId
-from tests.models.policies import Best
 
 PROMPT_TOKENS = 4_000
 IDLE = (0, 0)
 
 
-def scorer() -> ExpectedTtft:
+def services() -> Services:
     def nothing(name: str) -> object:
         raise AssertionError(name)
 
-    services = Services(plugin=nothing, clock=lambda: 0.0, random=random.Random(1))
-    return ExpectedTtft("ttft", ExpectedTtft.Parameters(), services)
+    return Services(plugin=nothing, clock=lambda: 0.0, random=random.Random(1))
+
+
+def scorer() -> ExpectedTtft:
+    return ExpectedTtft("ttft", ExpectedTtft.Parameters(), services())
 
 
 def cycle(
@@ -54,7 +57,8 @@ def cycle(
 
 
 def decide(plugin: ExpectedTtft, on: Cycle) -> Decision:
-    run = Profile("default", (), (WeightedScorer("ttft", plugin),), Best()).run(on, on.candidates)
+    picker = MaxScorePicker("max", PickerParameters(), services())
+    run = Profile("default", (), (WeightedScorer("ttft", plugin),), picker).run(on, on.candidates)
     assert run is not None
     target = run.picked[0].endpoint
     decision = Decision(request=on.request, at_s=0.0, targets=(target,), runs={"default": run}, matches=on.matches)
