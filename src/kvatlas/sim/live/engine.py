@@ -173,7 +173,7 @@ class LiveEngine:
         while True:
             state = self.state
             if state.step_ends_s is not None:
-                if state.step_ends_s > until_s:
+                if state.step_ends_s > max(until_s, self._at_s):  # one that takes no time may have begun a hair later
                     return
                 await self._end_step(state.step_ends_s)
             elif state.waiting or state.running:
