@@ -2,8 +2,8 @@
 
 Four engines with prefix caches much smaller than what the sessions need replay the packaged traces, closed loop: so many users,
 each with one session after the other, each request when the one before has been answered and a pause is over. The same
-requests and pauses for every router, in front of fresh engines. Engines compute nothing: they wait for as long as computing
-the tokens that are not in their cache would take, one prompt after the other, and for each token that they write. Their rates
+requests and pauses for every router, in front of fresh engines (``kvatlas engine``). They compute nothing: they take as long
+as steps of a batch would, for the tokens that are not in their cache and for each token that they write. Their rates
 are so low that this waiting is what users see, and not this machine's two cores. Hits are what the engines count themselves.
 """
 
@@ -26,9 +26,12 @@ import msgspec
 
 from benchmarks.result import Result, against, percentile
 from benchmarks.sides import BaselineError, Placement
-from benchmarks.sides.engines import Counts, Engine, engines
-from benchmarks.sides.routers import MODEL, START_S, TINY, free_port, router
+from benchmarks.sides.engines import Counts, EngineHost, counts, engine_host
+from benchmarks.sides.routers import MODEL, START_S, free_port, router
 from benchmarks.sides.sessions import Request, Session, mooncake, next_sessions, taubench
+from kvatlas.sim.costs import EngineCosts
+from kvatlas.sim.engines import EngineSpec
+from kvatlas.sim.live.server import Started
 
 NAME = "routing_live"
 OURS = "kvatlas"
@@ -38,6 +41,8 @@ SIDES = (OURS, NO_EVENTS, TURNS, "sglang-router 0.3.2", "vllm-router 0.1.17", "s
 ENGINES = 4
 SEED = 1
 TOKEN_S = 0.01
+STEP_TOKENS_MAX = 64
+"""A prompt is computed in chunks of so many tokens, as engines do, so that it does not hold up those who write for long."""
 REQUEST_S_MAX = 120
 
 
@@ -49,6 +54,11 @@ class Workload(msgspec.Struct, frozen=True):
     cache_blocks: int
     """Of 16 tokens, an engine."""
     prefill_tokens_per_s: float
+
+    @property
+    def engine(self) -> EngineSpec:
+        costs = EngineCosts(step_s=TOKEN_S, prefill_token_s=1 / self.prefill_tokens_per_s)
+        return EngineSpec(costs=costs, gpu_blocks=self.cache_blocks, step_tokens_max=STEP_TOKENS_MAX)
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -71,7 +81,7 @@ class Seen(msgspec.Struct, frozen=True):
     took_s: float
     failed: int
     counts: Counts
-    by_engine: list[int]
+    by_engine: list[float]
 
     @property
     def hit_ratio(self) -> float:
@@ -98,52 +108,47 @@ TURNS_MAX, QUICK_TURNS_MAX = 16, 4
 def run(*, quick: bool, place: Placement) -> list[Result]:
     """Play both cases through every router; ``quick``: fewer requests of the first trace."""
     results = []
-    for workload in WORKLOADS[:1] if quick else WORKLOADS:
-        seen = {}
-        for side in SIDES:
-            try:
-                seen[side] = play(side, workload, quick=quick)
-            except BaselineError as error:
-                if side == OURS:
-                    raise
-                print(f"without {side}: {error}", file=sys.stderr)
-        for case in CASES:
-            results += _compared(f"{workload.name}, {case.name}", {side: cases[case.name] for side, cases in seen.items()})
+    with engine_host() as host:
+        for workload in WORKLOADS[:1] if quick else WORKLOADS:
+            seen = {}
+            for side in SIDES:
+                try:
+                    seen[side] = play(host, side, workload, quick=quick)
+                except BaselineError as error:
+                    if side == OURS:
+                        raise
+                    print(f"without {side}: {error}", file=sys.stderr)
+            for case in CASES:
+                results += _compared(f"{workload.name}, {case.name}", {side: cases[case.name] for side, cases in seen.items()})
     return results
 
 
-def play(side: str, workload: Workload, *, quick: bool) -> dict[str, Seen]:
+def play(host: EngineHost, side: str, workload: Workload, *, quick: bool) -> dict[str, Seen]:
     """Play the cases through one router in front of fresh engines, each with other sessions.
 
     Raises BaselineError where the router does not come up.
     """
-    options = {
-        "tokenizer": str(TINY),
-        "blocks_max": workload.cache_blocks,
-        "prefill_tokens_per_s": workload.prefill_tokens_per_s,
-        "token_s": TOKEN_S,
-    }
     sessions = iter(workload.sessions(SEED, QUICK_TURNS_MAX if quick else TURNS_MAX))
     with ExitStack() as stack:
-        fleet = stack.enter_context(engines(ENGINES, **options))
+        fleet = stack.enter_context(host.engines(ENGINES, workload.engine))
         log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
         targets = stack.enter_context(front(side, fleet, log))
         return {case.name: _played(fleet, case, next_sessions(sessions, case.size(quick=quick)), targets) for case in CASES}
 
 
-def _played(fleet: Sequence[Engine], case: Case, sessions: Sequence[Session], targets: Sequence[str]) -> Seen:
-    before = [engine.counts() for engine in fleet]
+def _played(fleet: Sequence[Started], case: Case, sessions: Sequence[Session], targets: Sequence[str]) -> Seen:
+    before = [counts(engine) for engine in fleet]
     began = time.perf_counter()
     answers = asyncio.run(_play(sessions, case, itertools.cycle(targets)))
     took_s = time.perf_counter() - began
-    counts = [engine.counts().since(then) for engine, then in zip(fleet, before, strict=True)]
-    total = Counts(*map(sum, zip(*map(msgspec.structs.astuple, counts), strict=True)))
+    each = [counts(engine).since(then) for engine, then in zip(fleet, before, strict=True)]
+    total = Counts(*map(sum, zip(*map(msgspec.structs.astuple, each), strict=True)))
     ttfts_s = [ttft_s for ttft_s in answers if ttft_s is not None]
-    return Seen(ttfts_s, took_s, len(answers) - len(ttfts_s), total, [one.finished for one in counts])
+    return Seen(ttfts_s, took_s, len(answers) - len(ttfts_s), total, [one.finished for one in each])
 
 
 @contextmanager
-def front(side: str, fleet: Sequence[Engine], log: Path) -> Iterator[list[str]]:
+def front(side: str, fleet: Sequence[Started], log: Path) -> Iterator[list[str]]:
     """Run what stands between users and engines; yield where users go, in turns."""
     urls = [engine.url for engine in fleet]
     if side == TURNS:

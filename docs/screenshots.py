@@ -16,14 +16,18 @@ from pathlib import Path
 import httpx
 
 from kvatlas.serve.service import Addresses
+from kvatlas.sim.costs import EngineCosts
+from kvatlas.sim.engines import EngineSpec
+from kvatlas.sim.live.faults import Fault
 from tests.integration.running import BLOCK, PROMPT, publish, running, stored
 from tests.models.browser import Page, browser
 from tests.models.chats import DATA
-from tests.models.http_engine import HttpEngine, engine
+from tests.models.embedded import Watched, engine
 
 IMAGES = Path(__file__).parent / "images"
 TINY = DATA / "tinymodel"
 ENGINES = 6
+COSTS = EngineCosts(step_s=0.004, prefill_token_s=1 / 4_000)
 SECONDS = 45
 """Of traffic, before the pictures are taken."""
 USERS = 14
@@ -40,26 +44,15 @@ SHOWN = "document.body.dataset.shown"
 
 
 @asynccontextmanager
-async def fleet() -> AsyncIterator[tuple[Addresses, list[HttpEngine]]]:
+async def fleet() -> AsyncIterator[tuple[Addresses, list[Watched]]]:
     """Run engines, and a router in front of them; one of them sends no events, and another has blocks of another size."""
     async with AsyncExitStack() as stack:
-        engines = [
-            await stack.enter_async_context(
-                engine(
-                    tokenizer=str(TINY),
-                    events=number != ENGINES - 1,
-                    prefill_tokens_per_s=4_000,
-                    token_s=0.004,
-                    blocks_max=700,
-                    block_size=24 if number == ENGINES - 2 else 16,
-                )
-            )
-            for number in range(ENGINES)
-        ]
+        sizes = [16] * (ENGINES - 2) + [24, 16]
+        specs = [EngineSpec(costs=COSTS, gpu_blocks=700, block_size_tokens=size) for size in sizes]
+        engines = [await stack.enter_async_context(engine(spec)) for spec in specs]
         followed = [
-            {"endpoint": one.publisher.endpoint, "replayEndpoint": one.publisher.replay_endpoint, "pod": f"engine-{number}"}
-            for number, one in enumerate(engines)
-            if one.publisher is not None
+            {"endpoint": one.running.started.events, "replayEndpoint": one.running.started.replay, "pod": f"engine-{number}"}
+            for number, one in enumerate(engines[:-1])
         ]
         urls = [f"{one.url}?pod=engine-{number}&name=engine-{number}" for number, one in enumerate(engines)]
         settings = (
@@ -98,10 +91,7 @@ async def busy_fleet() -> None:
         users = [asyncio.create_task(user(addresses, number)) for number in range(USERS)]
         async with chromium.page(f"{addresses.http}/dashboard", 1280, 1250) as page:
             await asyncio.sleep(SECONDS)
-            publisher = engines[0].publisher
-            assert publisher is not None
-            publisher._kept.clear()  # what a gap would be healed with
-            publisher.next_seq += 3
+            engines[0].fail(Fault("lose-events", times=3))
             await page.until("document.querySelector('#engine-table').textContent.includes('▲ stale')")
             await take(page, "light")
             await page.prefer(dark=True)

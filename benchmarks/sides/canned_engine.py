@@ -1,4 +1,7 @@
-"""An engine that costs next to nothing: it answers every request with the same bytes, so that a router is what is measured.
+"""No engine: a server that costs next to nothing and answers every request with the same bytes, so that a router is measured.
+
+For a router's throughput alone: an embedded engine tokenizes each prompt, and answers a few hundred requests a second
+where this one answers over 9,000.
 
 python -m benchmarks.sides.canned_engine PORT [EVENTS]    EVENTS: server-sent events where a request asks for a stream
 

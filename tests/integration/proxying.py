@@ -1,4 +1,4 @@
-"""A real proxy on a free loopback port, before engines of tests.models.http_engine; who is preferred is the test's to say."""
+"""A real proxy on a free loopback port, before embedded engines; who is preferred is the test's to say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import aiohttp
 import msgspec
@@ -32,7 +32,6 @@ from kvatlas.serve.routing.dispatch import Dispatcher, RoutingBounds
 from kvatlas.serve.routing.metrics import RoutingMetrics
 from kvatlas.tokens.setup import make_tokenization
 from kvatlas.types import PodId
-from tests.models.http_engine import HttpEngine
 
 default_stack: Literal["auto", "native", "python"] = "auto"
 """The HTTP stack of proxies whose test names none; see the fixture ``each_stack``."""
@@ -40,6 +39,16 @@ default_stack: Literal["auto", "native", "python"] = "auto"
 COMPLETION = {"model": "tiny", "prompt": "one two three", "max_tokens": 4}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 JSON_HEADERS = {"content-type": "application/json"}
+
+
+class Upstream(Protocol):
+    """What a proxy can be put before."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
 
 
 class Preference:
@@ -138,13 +147,14 @@ class Proxy:
             writer.close()
 
 
-def endpoint_of(engine: HttpEngine, name: str, **more: Any) -> Endpoint:
-    return Endpoint(name=EndpointName(name), address=engine.host, port=engine.port, pod=PodId(engine.authority), **more)
+def endpoint_of(engine: Upstream, name: str, **more: Any) -> Endpoint:
+    pod = PodId(f"{engine.host}:{engine.port}")
+    return Endpoint(name=EndpointName(name), address=engine.host, port=engine.port, pod=pod, **more)
 
 
 @asynccontextmanager
 async def proxy(
-    *engines: HttpEngine,
+    *engines: Upstream,
     settings: Mapping[str, Any] | None = None,
     limits: HealthLimits | None = None,
     matched_tokens: Mapping[str, int] | None = None,

@@ -6,10 +6,9 @@ from kvatlas.demo.fleet import Router
 from kvatlas.demo.trace import sessions
 from kvatlas.demo.users import Sent, Traffic
 from kvatlas.serve.service import Addresses
-from tests.integration.test_route_service import TINY, service
+from kvatlas.sim.live.faults import Fault
+from tests.integration.test_route_service import service
 from tests.models.embedded import embedded
-from tests.models.engine_faults import Fault
-from tests.models.http_engine import engine
 
 
 async def sent_to(addresses: Addresses, count: int) -> list[Sent]:
@@ -28,16 +27,20 @@ async def sent_to(addresses: Addresses, count: int) -> list[Sent]:
 
 
 async def test_a_request_whose_answer_breaks_off_is_sent_again() -> None:
-    async with engine(tokenizer=str(TINY)) as one, service(f'route.endpoints=["{one.url}"]') as addresses:
-        one.fault = Fault("close-midway", times=1, after=2)
+    async with (
+        embedded(faults=(Fault("cut", times=1, after=2),)) as (one, _),
+        service(f'route.endpoints=["{one.started.url}"]') as addresses,
+    ):
         (sent,) = await sent_to(addresses, 1)
     assert (sent.cut, sent.problem) == (1, None)
     assert sent.ttft_s > 0
 
 
 async def test_a_request_that_nobody_answers_has_failed() -> None:
-    async with engine(tokenizer=str(TINY)) as one, service(f'route.endpoints=["{one.url}"]') as addresses:
-        one.fault = Fault("status", status=503)
+    async with (
+        embedded(faults=(Fault("status", status=503),)) as (one, _),
+        service(f'route.endpoints=["{one.started.url}"]') as addresses,
+    ):
         (sent,) = await sent_to(addresses, 1)
     assert sent.problem is not None
     assert sent.problem.startswith("503")

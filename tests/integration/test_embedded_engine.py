@@ -22,6 +22,7 @@ from kvatlas.ingest.topic import parse_topic
 from kvatlas.keys.engine_hashes import HashScheme, identify, known_schemes
 from kvatlas.results import Query
 from kvatlas.sim.costs import EngineCosts
+from kvatlas.sim.live.faults import Fault
 from kvatlas.sim.live.server import RunningEngine
 from kvatlas.tokens.prompts import ChatPrompt, TextPrompt
 from kvatlas.tokens.remote.render import RendererBackend
@@ -299,3 +300,93 @@ async def test_it_says_what_it_is_and_where_its_events_are() -> None:
         "replay_endpoint": engine.started.replay,
         "topic": "kv@engine-7@llama",
     }
+
+
+# -- what goes wrong on purpose -----------------------------------------------------------------------------------------
+
+
+async def set_faults(client: httpx.AsyncClient, *faults: dict[str, Any]) -> None:
+    answer = await client.put("/faults", json={"faults": faults})
+    assert answer.status_code == 200, answer.text
+
+
+STREAM = {"prompt": PROMPT, "max_tokens": 5, "stream": True}
+
+
+def text_of(line: str) -> str:
+    """Return what one line of a stream, or a whole answer, says."""
+    body = line.removeprefix("data: ")
+    return json.loads(body)["choices"][0]["text"] if body.startswith("{") else ""
+
+
+def said(answer: httpx.Response) -> str:
+    return "".join(map(text_of, answer.text.splitlines()))
+
+
+async def test_requests_are_refused_as_often_as_is_asked_for() -> None:
+    async with embedded(faults=(Fault("status", status=429, times=2),)) as (_, client):
+        answers = [await client.post("/v1/completions", json={"prompt": PROMPT}) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [429, 429, 200]
+    assert (answers[0].headers["Retry-After"], answers[0].json()["error"]["code"]) == ("1", 429)
+
+
+async def test_faults_are_shown_and_set_while_it_runs() -> None:
+    async with embedded() as (_, client):
+        assert (await client.get("/faults")).json() == {"faults": []}
+        await set_faults(client, {"kind": "status", "status": 500, "times": 1}, {"kind": "lose-events"})
+        assert (await client.post("/v1/completions", json={"prompt": PROMPT})).status_code == 500
+        assert (await client.get("/faults")).json() == {"faults": [{"kind": "lose-events"}]}
+        refused = await client.put("/faults", json={"faults": [{"kind": "explode"}]})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "faults[0].kind"
+
+
+@pytest.mark.parametrize("body", [STREAM, {**STREAM, "stream": False}])
+async def test_a_connection_is_cut_before_an_answer_or_in_its_midst(body: dict[str, Any]) -> None:
+    async with embedded() as (engine, client):
+        for fault in ("reset", "cut"):
+            await set_faults(client, {"kind": fault, "times": 1})
+            with pytest.raises(httpx.TransportError):
+                await client.post("/v1/completions", json=body)
+        assert (await client.post("/v1/completions", json=body)).status_code == 200
+        await until(lambda: engine.live.state.running == 0)
+        assert engine.live.state.blocks_used == 0
+
+
+@pytest.mark.parametrize("body", [STREAM, {**STREAM, "stream": False}])
+@pytest.mark.parametrize("kind", ["hang", "stall"])
+async def test_what_hangs_or_stalls_goes_on_once_faults_are_over(kind: str, body: dict[str, Any]) -> None:
+    async with embedded() as (_, client):
+        plain = await client.post("/v1/completions", json=body)
+        await set_faults(client, {"kind": kind, "after": 2})
+        asking = asyncio.create_task(client.post("/v1/completions", json=body))
+        for _ in range(3):  # requests that are answered meanwhile
+            await asked(client, "/tokenize", prompt="to be or not")
+        assert not asking.done()
+        await set_faults(client)
+        answer = await asking
+    assert said(answer) == said(plain)
+    assert len(said(plain).split()) == 5
+
+
+async def test_a_stream_stalls_after_the_tokens_that_it_is_to_tell() -> None:
+    async with (
+        embedded(faults=(Fault("stall", after=2),)) as (_, client),
+        client.stream("POST", "/v1/completions", json=STREAM) as answer,
+    ):
+        pieces, told = answer.aiter_lines(), ""
+        while len(told.split()) < 2:
+            told += text_of(await anext(pieces))
+        await set_faults(client)
+        rest = [line async for line in pieces]
+    assert [len(text.split()) for text in (told, "".join(map(text_of, rest)))] == [2, 3]
+    assert "data: [DONE]" in rest
+
+
+async def test_lost_events_are_a_gap_that_no_replay_heals() -> None:
+    async with embedded() as (engine, client):
+        for first in (300, 600, 900):
+            await set_faults(client, *([{"kind": "lose-events"}] if first == 600 else []))
+            await asked(client, "/v1/completions", prompt=list(range(first, first + 64)), max_tokens=1)
+        numbers = [int.from_bytes(frame[1], "big") for frame in await published(engine)]
+    assert numbers == [0, 2]

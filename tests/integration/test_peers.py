@@ -13,8 +13,9 @@ import pytest
 from kvatlas.config import load_config
 from kvatlas.errors import ConfigError
 from kvatlas.serve.service import Addresses, serve
+from kvatlas.sim.live.faults import Fault
 from tests.integration.running import FREE, running
-from tests.models.http_engine import HttpEngine, engine
+from tests.models.embedded import Watched, engine
 from tests.models.ports import free_port
 
 TOKEN = "route.peersToken=sixteen-letters-or-more"  # noqa: S105
@@ -27,7 +28,7 @@ def directory() -> Iterator[str]:
         yield made
 
 
-def door(engines: list[HttpEngine]) -> list[str]:
+def door(engines: list[Watched]) -> list[str]:
     named = ", ".join(f'"{one.url}"' for one in engines)
     return ["proxy.port=0", 'route.frontDoors=["proxy"]', f"route.endpoints=[{named}]", "zmq.bind=false"]
 
@@ -35,7 +36,7 @@ def door(engines: list[HttpEngine]) -> list[str]:
 @asynccontextmanager
 async def two_routers(
     directory: str, first: str = "", second: str = ""
-) -> AsyncIterator[tuple[list[Addresses], list[HttpEngine]]]:
+) -> AsyncIterator[tuple[list[Addresses], list[Watched]]]:
     """Run two engines and two routers, each other's peers. ``first``, ``second``: a further setting of each."""
     async with AsyncExitStack() as stack:
         engines = [await stack.enter_async_context(engine()) for _ in range(2)]
@@ -81,11 +82,11 @@ async def test_what_one_router_sent_is_in_flight_and_history_for_the_other(direc
         one, other = routers
         await acquainted(*routers)
         for each in engines:
-            each.permits = asyncio.Semaphore(0)
+            each.fail(Fault("hang"))
         asking = asyncio.create_task(complete(one))
         await until(other, lambda requests: requests == 1)
         for each in engines:
-            each.step(1000)
+            each.fail()
         first = await asking
         await until(other, lambda requests: requests == 0)
         again = await complete(other)

@@ -6,11 +6,12 @@ import asyncio
 import json
 
 import pytest
+from aiohttp import web
 
 from kvatlas.route.outcome import End
 from tests.integration.proxying import CHAT, COMPLETION, endpoint_of, proxy
-from tests.models.engine_answers import word
-from tests.models.http_engine import engine
+from tests.models.embedded import engine
+from tests.models.odd_server import TEXT, OddServer, long_text, odd_server
 
 pytestmark = pytest.mark.usefixtures("each_stack")
 
@@ -19,31 +20,34 @@ TIMEOUT_S = 20
 
 async def test_each_event_reaches_the_client_before_the_engine_sends_the_next() -> None:
     async with engine() as one, proxy(one) as px:
-        one.step(0)
+        async with px.client.post("/v1/chat/completions", json=CHAT) as answer:
+            said = (await answer.json())["choices"][0]["message"]["content"].split()
+        one.stall(after=0)
         async with px.client.post("/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
             assert answer.status == 200
             for i in range(CHAT["max_tokens"]):
-                one.step()
+                one.stall(after=i + 1)
+                if i == 0:
+                    await asyncio.wait_for(answer.content.readuntil(b"\n\n"), TIMEOUT_S)  # who speaks
                 event = await asyncio.wait_for(answer.content.readuntil(b"\n\n"), TIMEOUT_S)
-                assert json.loads(event[6:])["choices"][0]["delta"]["content"] == word(i)
-                assert one.pieces_sent <= i + 1
-            one.step()
+                assert json.loads(event[6:])["choices"][0]["delta"]["content"] == f" {said[i]}"
+            one.fail()
             assert await answer.content.read() == b"data: [DONE]\n\n"
-        await px.until_finished(1)
-        assert [(where, outcome.end) for where, outcome in px.outcomes] == [("e0", End.DONE)]
-        assert px.outcomes[0][1].ttft_s is not None
+        assert len(said) == CHAT["max_tokens"]
+        await px.until_finished(2)
+        assert [(where, outcome.end) for where, outcome in px.outcomes] == [("e0", End.DONE)] * 2
+        assert px.outcomes[1][1].ttft_s is not None
 
 
 async def test_pieces_of_an_answer_that_is_no_stream_are_passed_as_they_come() -> None:
     async with engine() as one, proxy(one) as px:
-        one.step(1)
+        one.stall(after=1)
         async with px.client.post("/v1/completions", json=COMPLETION) as answer:
             first = await asyncio.wait_for(answer.content.readany(), TIMEOUT_S)
-            assert one.pieces_sent == 1
-            one.step(3)
+            one.fail()
             body = first + await answer.content.read()
-        assert len(body) == answer.content_length
-        assert json.loads(body)["choices"][0]["text"] == "".join(map(word, range(4)))
+        assert len(first) < len(body) == answer.content_length
+        assert len(json.loads(body)["choices"][0]["text"].split()) == COMPLETION["max_tokens"]
 
 
 @pytest.mark.parametrize(
@@ -51,8 +55,6 @@ async def test_pieces_of_an_answer_that_is_no_stream_are_passed_as_they_come() -
     [
         ("/v1/completions", COMPLETION),
         ("/v1/chat/completions", CHAT),
-        ("/v1/responses", {"model": "tiny", "input": "one two", "max_output_tokens": 2}),
-        ("/v1/embeddings", {"model": "tiny", "input": ["one", "two"]}),
         ("/tokenize", {"model": "tiny", "prompt": "one two"}),
     ],
 )
@@ -67,9 +69,20 @@ async def test_bodies_pass_unchanged(path: str, body: dict[str, object]) -> None
         assert json.loads(through)
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/embeddings"])
+async def test_bodies_that_embedded_engines_do_not_take_pass_unchanged(path: str) -> None:
+    async def told(_one: OddServer, request: web.Request) -> web.Response:
+        return web.json_response({"path": request.path})
+
+    sent = json.dumps({"model": "tiny", "input": ["one", "two"]}, indent=3).encode()
+    async with odd_server(told) as one, proxy(one) as px:
+        async with px.client.post(path, data=sent, headers={"content-type": "application/json; charset=utf-8"}) as answer:
+            assert (answer.status, await answer.json()) == (200, {"path": path})
+        assert one.bodies == [sent]
+
+
 async def test_what_the_engine_counted_is_told_to_the_router() -> None:
-    prompt = " ".join(f"w{i}" for i in range(64))
-    body = {"model": "tiny", "prompt": prompt, "max_tokens": 3}
+    body = {"model": "tiny", "prompt": list(range(64)), "max_tokens": 3}
     async with engine() as one, proxy(one) as px:
         for more in ({}, {"stream": True, "stream_options": {"include_usage": True}}):
             async with px.client.post("/v1/completions", json={**body, **more}) as answer:
@@ -81,12 +94,11 @@ async def test_what_the_engine_counted_is_told_to_the_router() -> None:
 
 async def test_large_bodies_pass_in_both_directions() -> None:
     prompt = "word " * 2_000_000
-    async with engine() as one, proxy(one) as px:
-        body = {"model": "tiny", "prompt": prompt, "max_tokens": 400_000}
-        async with px.client.post("/v1/completions", json=body) as answer:
-            text = (await answer.json())["choices"][0]["text"]
-        assert len(one.requests[-1].body) > 10_000_000
-        assert text.count(" w") == 400_000
+    async with odd_server(long_text) as one, proxy(one) as px:
+        sent = json.dumps({"model": "tiny", "prompt": prompt}).encode()
+        async with px.client.post("/v1/completions", data=sent, headers={"content-type": "application/json"}) as answer:
+            assert (await answer.json())["choices"][0]["text"] == TEXT
+        assert one.bodies == [sent]
 
 
 async def test_answers_of_engines_that_refuse_pass_with_their_status() -> None:

@@ -20,7 +20,7 @@ from kvatlas.route.outcome import End
 from kvatlas.route.request import RouteRequest
 from kvatlas.types import PodId
 from tests.integration.proxying import CHAT, COMPLETION, Proxy, proxy
-from tests.models.http_engine import Fault, engine
+from tests.models.embedded import engine
 
 pytestmark = pytest.mark.usefixtures("each_stack")
 
@@ -203,15 +203,15 @@ async def test_a_token_is_needed_where_one_is_set() -> None:
 
 async def test_requests_beyond_the_bound_are_refused_at_once() -> None:
     async with engine() as one, proxy(one, settings={"concurrency_max": 2}) as px:
-        one.step(0)
+        one.stall(after=0)
         async with asyncio.TaskGroup() as tasks:
             waiting = [tasks.create_task(_status(px)) for _ in range(2)]
-            await one.until(lambda e: e.running == 2)
+            await one.until(lambda e: len(e.requests) == 2)
             async with px.client.post("/v1/completions", json=COMPLETION) as answer:
                 assert answer.status == 503
                 assert answer.headers["retry-after"] == "1"
                 assert "proxy.concurrencyMax" in (await answer.json())["error"]["message"]
-            one.step(8)
+            one.fail()
         assert [task.result() for task in waiting] == [200, 200]
 
 
@@ -255,18 +255,18 @@ async def _status(px: Proxy) -> int:
 
 async def test_a_stop_lets_answers_end_and_takes_nothing_new() -> None:
     async with engine() as one, proxy(one) as px:
-        one.step(1)
+        one.stall(after=1)
         idle_reader, idle_writer = await asyncio.open_connection(*px.address)
-        going_on = asyncio.create_task(_status(px))
-        await one.until(lambda e: e.pieces_sent == 1)
-        stopping = asyncio.create_task(px.server.stop(20))
-        assert await asyncio.wait_for(idle_reader.read(), 20) == b""
-        idle_writer.close()
-        with pytest.raises(aiohttp.ClientConnectorError):
-            async with px.client.get("/readyz"):
-                pass
-        one.step(3)
-        assert await going_on == 200
+        async with px.client.post("/v1/completions", json={**COMPLETION, "stream": True}) as answer:
+            await answer.content.readuntil(b"\n\n")
+            stopping = asyncio.create_task(px.server.stop(20))
+            assert await asyncio.wait_for(idle_reader.read(), 20) == b""
+            idle_writer.close()
+            with pytest.raises(aiohttp.ClientConnectorError):
+                async with px.client.get("/readyz"):
+                    pass
+            one.fail()
+            assert (await answer.content.read()).endswith(b"data: [DONE]\n\n")
         await asyncio.wait_for(stopping, 20)
 
 
@@ -283,12 +283,12 @@ async def test_readiness_says_that_it_drains() -> None:
 
 async def test_answers_that_do_not_end_within_the_grace_are_cut() -> None:
     async with engine() as one, proxy(one) as px:
-        one.fault = Fault("hang-midway", after=1)
-        going_on = asyncio.create_task(_status(px))
-        await one.until(lambda e: e.pieces_sent == 1)
-        await asyncio.wait_for(px.server.stop(0.05), 20)
-        with pytest.raises(aiohttp.ClientPayloadError):
-            await going_on
+        one.stall(after=1)
+        async with px.client.post("/v1/completions", json={**COMPLETION, "stream": True}) as answer:
+            await answer.content.readuntil(b"\n\n")
+            await asyncio.wait_for(px.server.stop(0.05), 20)
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await answer.content.read()
         await one.until(lambda e: e.cancelled == 1)
         assert [outcome.end for _, outcome in px.outcomes] == [End.CLIENT_GONE]
         assert px.server.in_progress == 0

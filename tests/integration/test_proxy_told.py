@@ -9,9 +9,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from kvatlas.observe.traces import Traces
 from kvatlas.serve.routing.dispatch import RoutingBounds
+from kvatlas.sim.live.faults import Fault
 from tests.integration.proxying import COMPLETION, proxy
-from tests.models.engine_faults import Fault
-from tests.models.http_engine import engine
+from tests.models.embedded import engine
 
 pytestmark = pytest.mark.usefixtures("each_stack")
 
@@ -61,7 +61,7 @@ async def test_engines_are_not_asked_by_default() -> None:
 
 async def test_after_a_retry_the_load_is_that_of_who_answered() -> None:
     async with engine() as one, engine() as two, proxy(one, two, bounds=RoutingBounds(orca=True)) as px:
-        one.fault = Fault("status", status=503)
+        one.fail(Fault("status", status=503))
         async with px.client.post("/v1/completions", json=COMPLETION) as answer:
             assert answer.status == 200
         await px.until_finished(1)

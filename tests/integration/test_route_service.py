@@ -25,8 +25,7 @@ from kvatlas.sim.live.server import Started
 from tests.integration.running import FREE, running
 from tests.models.chats import DATA
 from tests.models.collector import collector
-from tests.models.embedded import embedded
-from tests.models.http_engine import engine
+from tests.models.embedded import embedded, engine
 
 TINY = DATA / "tinymodel"
 DOORS = ("proxy.port=0", 'route.frontDoors=["proxy"]', f"tokens.models.tiny={TINY}", "route.tokensTimeout=10s")
@@ -201,7 +200,7 @@ async def test_a_router_without_endpoints_is_told_what_to_name() -> None:
 async def test_requests_are_traced_to_a_collector_and_engines_join_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     async with collector() as (url, received):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
-        async with engine(tokenizer=str(TINY)) as seen, service(f'route.endpoints=["{seen.url}"]') as addresses:
+        async with engine() as seen, service(f'route.endpoints=["{seen.url}"]') as addresses:
             assert (await chat(addresses, "one", "r1")).status_code == 200
             await decision(addresses, "r1")
     scopes = [scope for request in received for sent in request.resource_spans for scope in sent.scope_spans]

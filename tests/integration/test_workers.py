@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.models.http_engine import HttpEngine, engine
+from kvatlas.sim.live.faults import Fault
+from tests.models.embedded import Watched, engine
 
 ATTEMPTS_MAX = 500
 """Of things that chance decides: which worker a connection reaches."""
@@ -116,7 +117,7 @@ async def serving(running: Workers) -> Clients:
     return Clients(await running.line("workers serving"))
 
 
-def named(*engines: HttpEngine) -> list[str]:
+def named(*engines: Watched) -> list[str]:
     return [part for one in engines for part in ("--endpoint", one.url)]
 
 
@@ -170,9 +171,9 @@ async def in_flight(clients: Clients, worker: int) -> int:
 async def test_what_one_worker_has_in_flight_counts_for_the_other_until_it_is_killed() -> None:
     async with engine() as one, workers("--set", "route.peersSilence=2s", *named(one)) as running:
         clients = await serving(running)
-        one.permits = asyncio.Semaphore(0)
+        one.fail(Fault("hang"))
         asking = [asyncio.create_task(clients.ask()) for _ in range(6)]
-        await one.until(lambda engine: engine.running + engine.waiting == len(asking))
+        await one.until(lambda engine: len(engine.requests) == len(asking))
         for worker in (0, 1):
             while await in_flight(clients, worker) != len(asking):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -181,20 +182,20 @@ async def test_what_one_worker_has_in_flight_counts_for_the_other_until_it_is_ki
         await one.until(lambda engine: engine.cancelled == len([task for task in asking if task.done()]))
         while await in_flight(clients, 0) != len([task for task in asking if not task.done()]):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        one.step(1000)
+        one.fail()
         assert {answer.status_code for answer in await answers if isinstance(answer, httpx.Response)} <= {200}
 
 
 async def test_requests_in_progress_finish_before_workers_stop() -> None:
     async with engine() as one, workers(*named(one)) as running:
         clients = await serving(running)
-        one.permits = asyncio.Semaphore(0)
+        one.fail(Fault("hang"))
         asking = [asyncio.create_task(clients.ask()) for _ in range(6)]
-        await one.until(lambda engine: engine.running + engine.waiting == len(asking))
+        await one.until(lambda engine: len(engine.requests) == len(asking))
         running.process.send_signal(signal.SIGTERM)
         for worker in (0, 1):
             await running.line("stopping", lambda line, worker=worker: line["worker"] == worker)
-        one.step(1000)
+        one.fail()
         assert [answer.status_code for answer in await asyncio.gather(*asking)] == [200] * len(asking)
         assert await running.ended() == 0
 
@@ -202,9 +203,9 @@ async def test_requests_in_progress_finish_before_workers_stop() -> None:
 async def test_a_second_signal_cuts_requests_in_progress() -> None:
     async with engine() as one, workers(*named(one)) as running:
         clients = await serving(running)
-        one.permits = asyncio.Semaphore(0)
+        one.fail(Fault("hang"))
         asking = asyncio.create_task(clients.ask())
-        await one.until(lambda engine: engine.running + engine.waiting == 1)
+        await one.until(lambda engine: len(engine.requests) == 1)
         running.process.send_signal(signal.SIGINT)
         await running.line("workers stopping")
         for worker in (0, 1):

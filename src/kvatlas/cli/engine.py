@@ -68,6 +68,14 @@ def engine(
     requests_max: Annotated[
         int, typer.Option(min=1, help="Requests in progress; further ones get 503.", metavar="COUNT")
     ] = 1024,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What goes wrong: a status, hang, reset, cut, stall or lose-events; :SHARE of requests. Can be repeated.",
+            metavar="KIND[:SHARE]",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Say where it listens as one line of JSON.")] = False,
 ) -> None:
     """Run an engine without a GPU: OpenAI's API, metrics and KV events of a vLLM, in real time, with words for answers.
@@ -80,8 +88,10 @@ def engine(
         kvatlas engine
         kvatlas engine --port 8001 --gpu-blocks 2000 --model llama
         kvatlas engine --spec h100.yaml --speed 10
+        kvatlas engine --fault 503:0.1 --fault cut:0.05
     """
     from kvatlas.sim.live.choice import chosen_spec
+    from kvatlas.sim.live.faults import read_fault
     from kvatlas.sim.live.server import EngineOptions, serve
 
     chosen = chosen_spec(preset, spec, gpu_blocks, block_size)
@@ -99,6 +109,7 @@ def engine(
         output_tokens=output_tokens,
         requests_max=requests_max,
         speed=speed,
+        faults=tuple(map(read_fault, fault or ())),
     )
     show = show_json if as_json else lambda started: _show(started, chosen)
     asyncio.run(serve(chosen, options, started=show))

@@ -75,7 +75,10 @@ async def _within(future: Future[Tokenized], seconds: float) -> Tokenized:
     """Wait for shared work: it goes on when the waiting ends."""
     waiting: asyncio.Future[Tokenized] = asyncio.wrap_future(future)
     waiting.add_done_callback(_look_at)
-    return await asyncio.wait_for(asyncio.shield(waiting), seconds)
+    async with asyncio.timeout(
+        seconds
+    ):  # not wait_for: before Python 3.12 it forgets a cancellation that comes with the result
+        return await asyncio.shield(waiting)
 
 
 def _look_at(future: asyncio.Future[Tokenized]) -> None:

@@ -137,6 +137,17 @@ async def test_blocks_that_left_the_gpu_are_loaded_from_a_tier() -> None:
     assert any(event["type"] == "BlockRemoved" for event in told.events)
 
 
+async def test_an_engine_whose_steps_cost_nothing_serves_all_that_comes() -> None:
+    free = msgspec.structs.replace(SPEC, costs=EngineCosts(step_s=0, prefill_token_s=0))
+    async with live(free) as engine:
+        asked = [generation(number, 8, 3, number * 100) for number in range(1, 30)]
+        for one in asked:
+            engine.submit(one)
+            await asyncio.sleep(0)
+        await ended(*asked)
+    assert {one.end for one in asked} == {End.FINISHED}
+
+
 async def test_after_its_end_nothing_is_taken() -> None:
     async with live() as engine:
         under_way = generation(1, 20, 5)

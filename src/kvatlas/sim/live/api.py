@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 from array import array
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from kvatlas.errors import RequestError, TokensError
 from kvatlas.keys.engine import EngineKeys
-from kvatlas.sim.live.answers import Answer, failure
-from kvatlas.sim.live.engine import End, Generation, LiveEngine
+from kvatlas.serve.schema import read_body
+from kvatlas.sim.live.answers import Answer
+from kvatlas.sim.live.engine import Generation, LiveEngine
+from kvatlas.sim.live.faults import FaultList, Faults
 from kvatlas.sim.live.metrics import EngineMetrics
 from kvatlas.sim.live.requests import (
     CHAT,
@@ -25,14 +28,12 @@ from kvatlas.sim.live.requests import (
     read_generation,
     read_tokenize,
 )
+from kvatlas.sim.live.sending import JSON, Sender, refused
 from kvatlas.sim.live.tokens import EngineTokens
 
-JSON = "application/json"
 BODY_BYTES_MAX = 64 << 20
 LOAD_FORMAT = "endpoint-load-metrics-format"
 LOAD = "endpoint-load-metrics"
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class EventSource(msgspec.Struct, frozen=True):
@@ -62,6 +63,7 @@ class EngineApi:
         output_tokens: int,
         requests_max: int,
         sources: Sequence[EventSource],
+        faults: Faults,
     ) -> None:
         self._engine = engine
         self._tokens = tokens
@@ -73,6 +75,7 @@ class EngineApi:
         self._output_tokens = output_tokens
         self._requests_max = requests_max
         self._sources = sources
+        self._faults = faults
         self._numbers = itertools.count(1)
         self._in_progress = 0
         self._idle = asyncio.Event()
@@ -82,8 +85,9 @@ class EngineApi:
         """Return when no request is in progress."""
         await self._idle.wait()
 
-    def app(self) -> web.Application:
-        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_failures])
+    def app(self, middlewares: Sequence[Middleware] = ()) -> web.Application:
+        """Return the routes. ``middlewares``: what else is done around each request."""
+        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[*middlewares, _failures])
         for path in (COMPLETION, CHAT):
             app.router.add_post(path, self._generate)
             app.router.add_post(f"{path}/render", self._render)
@@ -95,26 +99,31 @@ class EngineApi:
         app.router.add_get("/health", self._health)
         app.router.add_get("/version", self._version)
         app.router.add_get("/kv_event_sources", self._event_sources)
+        app.router.add_get("/faults", self._show_faults)
+        app.router.add_put("/faults", self._set_faults)
         return app
 
     # -- generation -----------------------------------------------------------------------------------------------------
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         if self._in_progress >= self._requests_max:
-            body = failure(503, f"{self._in_progress} requests are in progress; send it again later", "ServiceUnavailable")
-            return web.Response(status=503, body=body, content_type=JSON, headers={"Retry-After": "1"})
+            return refused(503, f"{self._in_progress} requests are in progress; send it again later", "ServiceUnavailable")
         self._in_progress += 1
         self._idle.clear()
         try:
+            sender = Sender(request, self._faults)
+            failed = await sender.fail_early()
+            if failed is not None:
+                return failed
             asked = read_generation(request.path, self._model, await request.read())
             self._check_model(asked)
             generation = await asyncio.to_thread(self._begun, asked)
             answer = Answer(asked, generation, self._tokens, self._model, chat=request.path == CHAT)
             self._engine.submit(generation)
             try:
-                return await (
-                    _stream(request, generation, answer) if asked.stream else self._whole(request, generation, answer)
-                )
+                if asked.stream:
+                    return await sender.stream(generation, answer)
+                return await sender.whole(generation, answer, lambda: self._load(request))
             finally:
                 self._engine.abort(generation)
         finally:
@@ -135,13 +144,6 @@ class EngineApi:
         tokens = prompt + self._tokens.answer(prompt, wanted)
         keys = array("Q", self._keys.keys(tokens, self._model, cache_salt=asked.cache_salt))
         return Generation(next(self._numbers), tokens, len(prompt), keys, asked.cache_salt)
-
-    async def _whole(self, request: web.Request, generation: Generation, answer: Answer) -> web.Response:
-        while generation.end is None:
-            await generation.wait(generation.output_tokens)
-        if generation.end is not End.FINISHED:
-            return _unanswered(generation.end)
-        return web.Response(body=answer.whole(), content_type=JSON, headers=self._load(request))
 
     def _load(self, request: web.Request) -> dict[str, str]:
         """Tell load where a request asks for it, with answers that are no streams, as vLLM does."""
@@ -188,9 +190,7 @@ class EngineApi:
         done = await self._engine.reset_cache()
         if done:
             return web.Response()
-        return web.Response(
-            status=500, body=failure(500, "requests run; try again later", "InternalServerError"), content_type=JSON
-        )
+        return refused(500, "requests run; try again later", "InternalServerError")
 
     async def _list(self, _request: web.Request) -> web.Response:
         shared = {"object": "model", "created": 0, "owned_by": "kvatlas", "root": self._model}
@@ -210,6 +210,16 @@ class EngineApi:
     async def _event_sources(self, _request: web.Request) -> web.Response:
         return _answered(self._sources)
 
+    # -- what goes wrong ------------------------------------------------------------------------------------------------
+
+    async def _show_faults(self, _request: web.Request) -> web.Response:
+        return _answered(FaultList(self._faults.listed))
+
+    async def _set_faults(self, request: web.Request) -> web.Response:
+        asked = read_body(await request.read(), FaultList)
+        self._faults.set(*asked.faults)
+        return _answered(asked)
+
     def _check_model(self, asked: Asked) -> None:
         if asked.model is not None and asked.model not in self._models:
             raise _NoModelError("model", f"{asked.model!r:.100} does not exist", f"ask for {self._model!r}")
@@ -219,53 +229,20 @@ class _NoModelError(RequestError):
     """404, as vLLM answers."""
 
 
-async def _stream(request: web.Request, generation: Generation, answer: Answer) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"})
-    await response.prepare(request)
-    told = 0
-    while generation.end is None or told < generation.produced:
-        await generation.wait(told)
-        produced = generation.produced
-        if produced > told:
-            await response.write((b"" if told else answer.begin()) + answer.piece(told, produced))
-            told = produced
-    if generation.end is End.FINISHED:
-        await response.write(answer.last())
-    else:
-        await response.write(b"data: " + failure(503, _ENDED[generation.end], "ServiceUnavailable") + b"\n\n")
-    await response.write_eof()
-    return response
-
-
 @web.middleware
 async def _failures(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer what is wrong with a request in OpenAI's form."""
     try:
         return await handler(request)
     except _NoModelError as error:
-        return _refused(404, str(error), "NotFoundError", error.field)
+        return refused(404, str(error), "NotFoundError", error.field)
     except RequestError as error:
-        return _refused(400, str(error), "BadRequestError", error.field)
+        return refused(400, str(error), "BadRequestError", error.field)
     except TokensError as error:
-        return _refused(400, str(error), "BadRequestError", "prompt")
+        return refused(400, str(error), "BadRequestError", "prompt")
     except web.HTTPException as error:
-        return _refused(error.status, f"{request.method} {request.path}: {error.reason}", "BadRequestError", None)
-
-
-def _refused(status: int, message: str, kind: str, param: str | None) -> web.Response:
-    return web.Response(status=status, body=failure(status, message, kind, param), content_type=JSON)
+        return refused(error.status, f"{request.method} {request.path}: {error.reason}", "BadRequestError")
 
 
 def _answered(value: Any) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), content_type=JSON)
-
-
-_ENDED = {
-    End.STOPPED: "the engine stops",
-    End.REFUSED: "it does not fit into the engine's memory",
-}
-
-
-def _unanswered(end: End) -> web.Response:
-    status = 400 if end is End.REFUSED else 503
-    return _refused(status, _ENDED[end], "BadRequestError" if end is End.REFUSED else "ServiceUnavailable", None)

@@ -9,6 +9,8 @@ import time
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
 
+from msgspec.structs import replace
+
 from kvatlas.sim.engines import Engines, EngineSpec, EngineState, Happening, Job, Kind
 from kvatlas.sim.live.kv_events import KvEvents
 from kvatlas.sim.live.metrics import EngineMetrics
@@ -17,6 +19,8 @@ ENGINE = 0
 """There is one."""
 
 LOAD_POLL_S = 0.001
+STEP_S_MIN = 1e-6
+"""A step takes some time of its own: others could not come between steps that take none."""
 
 
 class End(enum.Enum):
@@ -101,7 +105,8 @@ class LiveEngine:
         self._inbox: list[Callable[[], None]] = []
         self._woken = asyncio.Event()
         self._stopped = False
-        engines.join(spec, 0.0)
+        costs = replace(spec.costs, step_s=max(spec.costs.step_s, STEP_S_MIN))
+        engines.join(replace(spec, costs=costs), 0.0)
 
     @property
     def state(self) -> EngineState:

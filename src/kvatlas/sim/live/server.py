@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from kvatlas.errors import ConfigError
 from kvatlas.ingest.publisher import EventPublisher
@@ -22,6 +23,7 @@ from kvatlas.serve.stopping import stopping_by
 from kvatlas.sim.engines import EngineSpec
 from kvatlas.sim.live.api import EngineApi, EventSource
 from kvatlas.sim.live.engine import LiveEngine
+from kvatlas.sim.live.faults import Fault, Faults
 from kvatlas.sim.live.kv_events import KvEvents
 from kvatlas.sim.live.metrics import EngineMetrics
 from kvatlas.sim.live.tokens import EngineTokens, packaged_tokenizer
@@ -56,6 +58,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """In progress; further ones are answered with 503."""
     speed: float = 1.0
     """How many of its seconds pass in one of ours."""
+    faults: tuple[Fault, ...] = ()
+    """What goes wrong from the start."""
     drain_s: float = 10.0
     """How long requests in progress may take to end once it is to stop."""
 
@@ -102,28 +106,39 @@ class RunningEngine:
     """A server that listens. Made by :func:`running`."""
 
     def __init__(
-        self, started: Started, live: LiveEngine, task: asyncio.Task[None], api: EngineApi, site: web.SockSite
+        self,
+        started: Started,
+        live: LiveEngine,
+        task: asyncio.Task[None],
+        api: EngineApi,
+        runner: web.AppRunner,
+        faults: Faults,
     ) -> None:
         self.started = started
         self.live = live
         self.task = task
         """Drives the engine; done only if that failed."""
+        self.runner = runner
+        """Has the API's socket and connections."""
+        self.faults = faults
         self._api = api
-        self._site = site
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more connections, and wait for requests in progress, for so long."""
-        await self._site.stop()
+        for site in self.runner.sites:
+            await site.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._api.idle()
 
 
 @asynccontextmanager
-async def running(spec: EngineSpec, options: EngineOptions, tokens: EngineTokens | None = None) -> AsyncIterator[RunningEngine]:
+async def running(
+    spec: EngineSpec, options: EngineOptions, tokens: EngineTokens | None = None, middlewares: Sequence[Middleware] = ()
+) -> AsyncIterator[RunningEngine]:
     """Run an engine in this event loop for as long as the block lasts. What fails meanwhile is raised at its end.
 
-    ``tokens``: None loads what the options name.
+    ``tokens``: None loads what the options name. ``middlewares``: what else is done around each request, outermost first.
     """
     if options.pod is None and options.host in EVERYWHERE:
         raise ConfigError("--pod", f"is needed with --host {options.host}", "what events are to call this engine: IP:PORT")
@@ -142,29 +157,36 @@ async def running(spec: EngineSpec, options: EngineOptions, tokens: EngineTokens
         stack.callback(listener.close)
         publisher = await stack.enter_async_context(EventPublisher(events, replay, topic=topic))
         assert publisher.replay_endpoint is not None
-        live, api = _made(spec, options, tokens, publisher, topic)
-        runner = web.AppRunner(api.app(), access_log=None, handler_cancellation=True, shutdown_timeout=AT_ONCE_S)
+        faults = Faults(options.faults)
+        live, api = _made(spec, options, tokens, publisher, topic, faults)
+        runner = web.AppRunner(api.app(middlewares), access_log=None, handler_cancellation=True, shutdown_timeout=AT_ONCE_S)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        site = web.SockSite(runner, listener)
-        await site.start()
+        await web.SockSite(runner, listener).start()
         task = await stack.enter_async_context(_kept(live))
         where = Started(
             f"http://{authority}", publisher.endpoint, publisher.replay_endpoint, options.pod or authority, options.model
         )
-        yield RunningEngine(where, live, task, api, site)
+        yield RunningEngine(where, live, task, api, runner, faults)
 
 
 def _made(
-    spec: EngineSpec, options: EngineOptions, tokens: EngineTokens, publisher: EventPublisher, topic: str
+    spec: EngineSpec, options: EngineOptions, tokens: EngineTokens, publisher: EventPublisher, topic: str, faults: Faults
 ) -> tuple[LiveEngine, EngineApi]:
     """Return an engine that publishes its events, and its API."""
     metrics = EngineMetrics(options.model, spec.block_size_tokens, spec.gpu_blocks)
+
+    async def publish(payload: bytes) -> None:
+        if faults.of_events() is None:
+            await publisher.publish(payload)
+        else:
+            publisher.next_seq += 1
+
     live = LiveEngine(
         ReferenceEngines(),
         spec,
         events=KvEvents(spec.block_size_tokens, [tier.name for tier in spec.tiers]),
-        publish=publisher.publish,
+        publish=publish,
         metrics=metrics,
         speed=options.speed,
     )
@@ -178,6 +200,7 @@ def _made(
         output_tokens=options.output_tokens,
         requests_max=options.requests_max,
         sources=[EventSource(0, publisher.endpoint, publisher.replay_endpoint, topic)],
+        faults=faults,
     )
     return live, api
 
