@@ -15,11 +15,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from benchmarks.routing_live import CASES, ENGINES, TOKEN_S, TURNS_MAX, WORKLOADS, Case, Workload
+from benchmarks.routing_live import CASES, ENGINES, TURNS_MAX, WORKLOADS, Case, Workload
 from benchmarks.sides.sessions import Request, next_sessions
 from kvatlas.sim.choice import make_engines
-from kvatlas.sim.costs import EngineCosts
-from kvatlas.sim.engines import EngineSpec
 from kvatlas.sim.fleet import simulate
 from kvatlas.sim.live.requests import read_generation
 from kvatlas.sim.live.tokens import EngineTokens, packaged_tokenizer
@@ -30,7 +28,6 @@ from kvatlas.sim.workloads.workload import Arrival
 from tests.models.scenarios import OURS, policy_of
 
 POLICIES = ("round robin", "cache aware", "prefix only", OURS)
-STEP_TOKENS_MAX = 64
 CASE_S = 36_000.0
 """From the beginning of a case to that of the next one: longer than any takes."""
 
@@ -109,17 +106,12 @@ def _turn(encoded: bytes) -> Turn:
     return Turn(_tokens().tokens(asked.prompt), asked.output_tokens)
 
 
-def engine_of(workload: Workload) -> EngineSpec:
-    costs = EngineCosts(step_s=TOKEN_S, prefill_token_s=1 / workload.prefill_tokens_per_s)
-    return EngineSpec(costs=costs, gpu_blocks=workload.cache_blocks, step_tokens_max=STEP_TOKENS_MAX)
-
-
 def replay(workload: Workload, policy: str, seed: int) -> dict[str, PhaseResult]:
     """Play both cases, one after the other; return what each showed."""
     result = simulate(
         Users(sessions_of(workload.name, seed), seed),
         "sglang-cache-aware" if policy == "cache aware" else policy_of(policy),
-        [engine_of(workload)] * ENGINES,
+        [workload.engine] * ENGINES,
         seed=seed,
         engines=make_engines(),
     )
