@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import mul
 
 SURPRISE_MAX = math.log(4)
 """What one observation may say, as a logarithm."""
@@ -26,14 +27,15 @@ class Fit:
         """``figures``: first guesses, above 0."""
         self.figures = list(figures)
         """Of one of each amount: seconds, where seconds are observed."""
-        self._products = [[0.0] * (at + 1) for at in range(len(figures))]
-        """Of amounts by amounts, faded: the lower half of a symmetric matrix."""
+        self._products = [[0.0] * len(figures) for _ in figures]
+        """Of amounts by amounts, faded."""
         self._observed = [0.0] * len(figures)
         """Of amounts by observations."""
 
     def of(self, amounts: Sequence[float]) -> float:
         """Return what is to be expected of such amounts."""
-        return sum([figure * amount for figure, amount in zip(self.figures, amounts, strict=True)])
+        expected: float = sum(map(mul, self.figures, amounts))
+        return expected
 
     def scale(self, factor: float) -> None:
         """Multiply all figures."""
@@ -46,34 +48,28 @@ class Fit:
         """
         fade, expected, figures = 1 - 1 / memory, self.of(amounts), self.figures
         scaled = [amount / expected for amount in amounts]
-        off = []
-        for at, (amount, row) in enumerate(zip(scaled, self._products, strict=True)):
-            for other in range(at + 1):
-                row[other] = row[other] * fade + amount * scaled[other]
-            self._observed[at] = self._observed[at] * fade + amount * (1 + error)
-        for at, observed in enumerate(self._observed):
-            off.append(observed - sum(self._product(at, other) * figure for other, figure in enumerate(figures)))
-        steps = _solved(self._products, off)
+        equations = []
+        for at, amount in enumerate(scaled):
+            row = self._products[at] = [
+                old * fade + amount * other for old, other in zip(self._products[at], scaled, strict=True)
+            ]
+            observed = self._observed[at] = self._observed[at] * fade + amount * (1 + error)
+            off = observed - sum(map(mul, row, figures))
+            equations.append([*row, off])
+            equations[at][at] *= 1 + DAMPING
+        steps = _solved(equations)
         self.figures = [max(figure + step, figure * SHRINK_MAX) for figure, step in zip(figures, steps, strict=True)]
 
-    def _product(self, at: int, other: int) -> float:
-        return self._products[at][other] if other <= at else self._products[other][at]
 
-
-def _solved(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
-    """Solve for a symmetric matrix, of which the lower half is given and the diagonal is damped: by Cholesky's rows."""
-    rows: list[list[float]] = []
-    made: list[float] = []
-    for at, given in enumerate(matrix):
-        row: list[float] = []
-        for other in range(at):
-            left = given[other] - sum(a * b for a, b in zip(row, rows[other], strict=False))
-            row.append(left / rows[other][other] if rows[other][other] else 0.0)
-        rest = given[at] * (1 + DAMPING) - sum(a * a for a in row)
-        row.append(math.sqrt(rest) if rest > 0 else 0.0)  # 0: an amount that is always 0
-        rows.append(row)
-        made.append((right[at] - sum(a * b for a, b in zip(row, made, strict=False))) / row[at] if row[at] else 0.0)
-    for at in reversed(range(len(rows))):
-        later = sum(rows[below][at] * made[below] for below in range(at + 1, len(rows)))
-        made[at] = (made[at] - later) / rows[at][at] if rows[at][at] else 0.0
-    return made
+def _solved(equations: list[list[float]]) -> list[float]:
+    """Solve for a symmetric matrix with a damped diagonal; each row ends with its right side. An amount that is always 0: 0."""
+    for at, row in enumerate(equations):
+        for below in range(at + 1, len(equations)):
+            if factor := equations[below][at] and equations[below][at] / row[at]:
+                equations[below] = [value - factor * above for value, above in zip(equations[below], row, strict=True)]
+    steps = [0.0] * len(equations)
+    for at in reversed(range(len(equations))):
+        row = equations[at]
+        if row[at] > 0:
+            steps[at] = (row[-1] - sum(map(mul, row[:-1], steps))) / row[at]
+    return steps
