@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,6 +30,16 @@ LOAD_SPREAD = 0.01
 """How far scores inside the band lie apart, by load."""
 
 
+class Chosen(NamedTuple):
+    """Who computes a request's prompt, and what was expected of it."""
+
+    endpoint: EndpointName
+    expected: Expected
+    match: PrefixMatch
+    answering: int
+    """Requests that were being answered there."""
+
+
 class Forecast(ExplainedScores):
     """Scores of one decision, and what they were made from: shared values, written out only where somebody looks."""
 
@@ -47,6 +58,8 @@ class Forecast(ExplainedScores):
     ) -> None:
         super().__init__(scores)
         self.tried = tried
+        self.chosen: Chosen | None = None
+        """None: somebody whom another profile rated, or nobody yet."""
         self._costs = costs
         self._traits = traits
         self._prompt_tokens = prompt_tokens
@@ -60,20 +73,13 @@ class Forecast(ExplainedScores):
         load, per_s, crowd = self._candidates[at].load, self._behind_per_s[at], self._crowds[at]
         return expect(self._costs, self._traits[at], load, self._matches[at], self._prompt_tokens, per_s, crowd, self._now_s)
 
-    def knows(self, endpoint: EndpointName) -> bool:
-        return any(candidate.name == endpoint for candidate in self._candidates)
-
-    def of(self, endpoint: EndpointName) -> tuple[Expected, PrefixMatch]:
-        at = self._at(endpoint)
-        return self.expected(at), self._matches[at]
-
-    def answering(self, endpoint: EndpointName) -> int:
-        """Return how many requests were being answered there."""
-        in_flight = self._candidates[self._at(endpoint)].load.in_flight
-        return in_flight.requests - in_flight.prefill_requests
-
-    def _at(self, endpoint: EndpointName) -> int:
-        return next(at for at, candidate in enumerate(self._candidates) if candidate.name == endpoint)
+    def choose(self, endpoint: EndpointName, expected: Sequence[Expected]) -> None:
+        """Note who was chosen, if it is one of those that were rated. ``expected``: of all of them."""
+        for at, candidate in enumerate(self._candidates):
+            if candidate.endpoint.name == endpoint:
+                in_flight = candidate.load.in_flight
+                answering = in_flight.requests - in_flight.prefill_requests
+                self.chosen = Chosen(endpoint, expected[at], self._matches[at], answering)
 
     def parts(self, at: int) -> Mapping[str, float | str]:
         expected, traits, match = self.expected(at), self._traits[at], self._matches[at]
@@ -130,9 +136,10 @@ class ExpectedTtft:
             traits.append(one)
             matches.append(match)
             expected.append(expect(costs, one, candidate.load, match, prompt_tokens, per_s, crowd, now_s))
-        cycle.kept[self.name] = names, expected
         scores = _scores(expected, candidates, min(BAND_MAX, max(BAND_MIN, learner.surprise / 2)))
-        return Forecast(scores, costs, traits, prompt_tokens, candidates, matches, behind_per_s, beside, now_s, tried)
+        forecast = Forecast(scores, costs, traits, prompt_tokens, candidates, matches, behind_per_s, beside, now_s, tried)
+        cycle.kept.setdefault(self.name, []).append((forecast, expected))
+        return forecast
 
     def decided(self, cycle: Cycle, decision: Decision) -> None:
         endpoint = decision.computes_prompt.name
@@ -142,22 +149,24 @@ class ExpectedTtft:
         self._decisions += 1
         self._picked_at[endpoint] = self._decisions
         self._in_flight[decision.target.name] += 1
-        forecast = self._forecast(decision, endpoint)
-        names, expected = cycle.kept.get(self.name, ((), ()))
-        work_s = expected[names.index(endpoint)].prefill_s if endpoint in names else 0.0
+        work_s = 0.0
+        for forecast, expected in cycle.kept.get(self.name, ()):
+            forecast.choose(endpoint, expected)
+            if forecast.chosen is not None:
+                work_s = forecast.chosen.expected.prefill_s
+                if forecast.tried == endpoint:
+                    self._tried_at = self._decisions
         self.learner.arrived(endpoint, cycle.now_s, work_s)
-        if forecast is not None and forecast.tried == endpoint:
-            self._tried_at = self._decisions
 
     def finished(self, decision: Decision, endpoint: EndpointName, outcome: Outcome) -> None:
         self._in_flight[decision.target.name] -= 1
         if endpoint != decision.target.name:
             return  # a retry: what was expected was expected of another one
         computed_at = decision.computes_prompt.name
-        forecast = self._forecast(decision, computed_at)
-        if forecast is None or not self.learner.knows(computed_at):
+        chosen = self._chosen(decision)
+        if chosen is None or not self.learner.knows(computed_at):
             return
-        expected, match = forecast.of(computed_at)
+        expected, match = chosen.expected, chosen.match
         cached, prompt_tokens = outcome.cached_tokens, outcome.prompt_tokens or decision.request.prompt_tokens
         if cached is not None and match.tokens and prompt_tokens:
             self.learner.cached(computed_at, match.source, min(match.tokens, max(1, prompt_tokens - 1)), cached, prompt_tokens)
@@ -178,7 +187,7 @@ class ExpectedTtft:
         decode_s = None if outcome.duration_s is None else outcome.duration_s - outcome.ttft_s
         self.learner.request(uncached, prompt_tokens or uncached, decode_s)
         if computed_at == endpoint and decode_s is not None and outcome.output_tokens is not None and outcome.output_tokens > 1:
-            beside = (forecast.answering(endpoint) + max(0, self._in_flight[endpoint])) / 2
+            beside = (chosen.answering + max(0, self._in_flight[endpoint])) / 2
             self.learner.answer(1 + beside, outcome.output_tokens - 1, decode_s)
 
     def pool_changed(self, endpoints: Sequence[Endpoint]) -> None:
@@ -203,12 +212,13 @@ class ExpectedTtft:
         ]
         return min(waits, key=lambda name: picked_at.get(name, 0), default=None)
 
-    def _forecast(self, decision: Decision, endpoint: EndpointName) -> Forecast | None:
+    def _chosen(self, decision: Decision) -> Chosen | None:
+        """Return what was expected of who computes the prompt; None where this scorer did not rate it."""
         for run in decision.runs.values():
             for rating in run.ratings if run is not None else ():
                 explained = rating.explained
-                if isinstance(explained, Forecast) and rating.scorer == self.name and explained.knows(endpoint):
-                    return explained
+                if isinstance(explained, Forecast) and rating.scorer == self.name and explained.chosen is not None:
+                    return explained.chosen
         return None
 
 
