@@ -55,7 +55,7 @@ class Screen:
         self.line(f"  router     {router.proxy}  (OpenAI's API; decisions and metrics: {router.api})")
         for engine in engines:
             self.line(f"  {engine.name}   {engine.started.url}  events {engine.started.events}")
-        curl = f"curl -s {router.proxy}/v1/chat/completions -d '{chat}'"
+        curl = f"curl -s {router.proxy}/v1/chat/completions -H 'content-type: application/json' -d '{chat}'"
         self.line(f"  try it     {escape(curl)}")
         self.line(f"  and then   kvatlas explain --url {router.api}\n")
         if self._console.is_terminal:
