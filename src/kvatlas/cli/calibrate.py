@@ -86,6 +86,8 @@ class _Run(msgspec.Struct, frozen=True):
 
         if not self.url.startswith(("http://", "https://")):
             raise RequestError("URL", f"{self.url!r:.100} is no address", "give one such as http://10.0.0.7:8000")
+        if self.out is not None and not self.out.parent.is_dir():
+            raise RequestError("--out", f"{self.out.parent} is no directory", "name a file in one that there is")
         async with Endpoint(self.url, self.token) as endpoint:
             listed, limit = await endpoint.model()
             model = self.model or listed
