@@ -25,6 +25,10 @@ def thousands(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value else "0"
 
 
+def count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
 def share(value: float) -> str:
     return f"{value:.1%}"
 
@@ -58,9 +62,9 @@ FIGURES = (
     Figure("imbalance", "tokens computed: busiest engine over the mean", lambda run: run.imbalance, ratio, False),
     Figure("queue p90", "from arrival to the first step", lambda run: run.queue.p90, round_duration, False),
     Figure("waiting", "requests in all queues, over time", waiting, thousands, False),
-    Figure("preempted", "how often a request had to begin again", lambda run: run.preemptions, thousands, False),
-    Figure(GAVE_UP, "requests whose clients went before the first token", lambda run: run.gave_up, thousands, False),
-    Figure("requests", "answered", lambda run: run.finished, thousands, None),
+    Figure("preempted", "how often a request had to begin again", lambda run: run.preemptions, count, False),
+    Figure(GAVE_UP, "requests whose clients went before the first token", lambda run: run.gave_up, count, False),
+    Figure("requests", "answered", lambda run: run.finished, count, None),
 )
 
 

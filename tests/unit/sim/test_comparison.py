@@ -30,6 +30,11 @@ def test_clients_who_gave_up_are_shown_where_somebody_did() -> None:
     assert [figure.of(impatient) for figure in figures([patient, impatient]) if figure.name == "gave up"] == [3]
 
 
+def test_what_is_counted_is_shown_whole() -> None:
+    run = run_result("a", gave_up=85)
+    assert [figure.shown(figure.of(run)) for figure in figures([run]) if figure.name == "gave up"] == ["85"]
+
+
 def test_runs_are_compared_with_those_that_differ_in_their_policy_alone() -> None:
     runs = [run_result("a", label="qps=1"), run_result("a", label="qps=2"), run_result("b", label="qps=1")]
     assert [[(run.policy, run.label) for run in group] for group in groups(runs)] == [
