@@ -286,6 +286,7 @@ def _status(info: StreamInfo, worker: StreamWorker | None) -> PodStatus:
         last_event_age_s=None if info.last_event_s is None else max(0.0, time.time() - info.last_event_s),
         source=worker.source if worker else "in-process",
         tiers=worker.tiers if worker else (),
+        replay_problem=worker.replay_problem if worker else None,
     )
 
 

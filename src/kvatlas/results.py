@@ -134,3 +134,5 @@ class PodStatus(msgspec.Struct, frozen=True):
     source: str
     tiers: tuple[Tier, ...] = ()
     """Where its events said that blocks were stored to, since its cache began anew."""
+    replay_problem: str | None = None
+    """Why ``replay_answers`` is false: nothing came, or frames were missing in what came."""

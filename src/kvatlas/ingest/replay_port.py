@@ -31,6 +31,8 @@ class ReplayPort:
     ) -> None:
         self.answers: bool | None = None
         """Whether it answered the last question; None before the first one."""
+        self.problem: str | None = None
+        """Why it did not."""
         self._replayer = replayer
         self._metrics = metrics
         self._pod = pod
@@ -49,7 +51,7 @@ class ReplayPort:
 
     def answered(self) -> None:
         """It answered in full."""
-        self.answers = True
+        self.answers, self.problem = True, None
         self.forgive()
 
     def failed(self, error: Exception, taken: int) -> None:
@@ -59,8 +61,8 @@ class ReplayPort:
         self._failures += 1
         self._again_s = self._clock() + wait_s
         self._metrics.replay(self._pod, "timeout", taken)
-        problem = str(error) or "no answer in time: is the replay endpoint right?"
-        log.warning("replay failed", problem=problem, again_in_s=wait_s, **self._names)
+        self.problem = str(error) or "no answer in time: is the replay endpoint right?"
+        log.warning("replay failed", problem=self.problem, again_in_s=wait_s, **self._names)
 
     def forgive(self) -> None:
         """Things have changed: it may be asked at once."""

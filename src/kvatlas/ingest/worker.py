@@ -264,6 +264,11 @@ class StreamWorker:
         """Whether the engine answered the last question for frames; None if it was never asked."""
         return self._replay.answers if self._replay is not None else None
 
+    @property
+    def replay_problem(self) -> str | None:
+        """Why it did not; None where it did."""
+        return self._replay.problem if self._replay is not None else None
+
     # -- the worker's task --------------------------------------------------------------------------------------------
 
     async def run(self) -> None:

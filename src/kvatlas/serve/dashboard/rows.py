@@ -74,6 +74,7 @@ def _stream_row(name: str, pod: PodStatus, lags_s: Mapping[str, float]) -> Engin
         gaps=pod.gaps,
         restarts=pod.restarts,
         replay_answers=pod.replay_answers,
+        replay_problem=pod.replay_problem,
         event_age_s=_rounded(pod.last_event_age_s),
         lag_s=_rounded(lags_s.get(pod.pod)),
     )

@@ -31,6 +31,7 @@ class EngineRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     gaps: int = 0
     restarts: int = 0
     replay_answers: bool | None = None
+    replay_problem: str | None = None
     event_age_s: float | None = None
     lag_s: float | None = None
     """From the engine's timestamp to its last event applied."""

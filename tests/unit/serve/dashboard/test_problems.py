@@ -71,6 +71,11 @@ def test_each_reason_of_staleness_has_its_card_and_its_remedy(reason: StaleReaso
     assert "{" not in problem.remedy
 
 
+def test_the_card_of_a_failed_replay_says_how_it_failed() -> None:
+    problem = one(facts(row(name="b", replay_answers=False, replay_problem="frame 2 is missing in the replay")))
+    assert "b: frame 2 is missing in the replay." in problem.meaning
+
+
 def test_engines_with_one_trouble_share_a_card() -> None:
     rows = [row(name=f"e{number}", state="stale", stale_reason=StaleReason.GAP) for number in range(40)]
     problem = one(facts(*rows))
