@@ -330,6 +330,22 @@ async def test_a_gap_shows_at_once_and_an_endpoint_that_never_answers_holds_noth
             await until(lambda: only_pod(indexer).next_seq == len(engine.frames), timeout_s=1.8)
 
 
+async def test_a_stream_stays_stale_where_every_replay_lacks_a_frame() -> None:
+    engine = ModelEngine(capacity=1000)
+    async with published(engine) as publisher:
+        settings = EngineSettings(endpoint=publisher.endpoint, replay_endpoint=publisher.replay_endpoint)
+        with watching(settings, audit_interval=Seconds(0.1), replay_timeout=Seconds(0.5)) as indexer:
+            await publisher.wait_for_subscriber()
+            await publish(publisher, engine, PROMPT)
+            await until(lambda: fresh(indexer, 3))
+            engine.request([8] * 9)  # neither published nor kept
+            await publish(publisher, engine, [9] * 9)
+            await until(lambda: stale_as(indexer) == "gap")
+            await until(lambda: only_pod(indexer).next_seq == 1, timeout_s=60)  # an audit began anew, and got no further
+            await until(lambda: stale_as(indexer) == "gap")
+            assert "is missing in the replay" in (only_pod(indexer).replay_problem or "")
+
+
 async def test_a_full_queue_is_kept_where_replay_fails() -> None:
     engine = ModelEngine(capacity=10_000)
     async with published(engine, replay=None) as publisher, silent_replay_endpoint() as silent:

@@ -391,6 +391,7 @@ class StreamWorker:
         if replay is None or not replay.may_be_asked():
             return False
         from_scratch = self._trust.flaw in _HEALED_BY_REPLAY
+        before = self._trust.flaw, self._trust.restarts
         taken = 0
         again = True
         if missed or from_scratch or self._tracker.next_seq is None:
@@ -404,6 +405,9 @@ class StreamWorker:
                 taken += frames
         except (TimeoutError, OSError) as error:
             replay.failed(error, taken)
+            if (self._trust.flaw, self._trust.restarts) != before:  # it has begun anew, and the end is missing
+                await self._flush()
+                self._trust.spoil(StaleReason.GAP)
             return False
         else:
             replay.answered()

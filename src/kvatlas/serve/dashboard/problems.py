@@ -256,8 +256,8 @@ def _replays(facts: Facts) -> Iterator[Problem]:
             "replay",
             "warning",
             "A replay failed",
-            f"{mute[0].name}: {mute[0].replay_problem or 'no answer'}. Until one succeeds, no gap is healed, and a restart of this"
-            " service begins with an empty index.",
+            f"{mute[0].name}: {mute[0].replay_problem or 'no answer'}. Until one succeeds, no gap is healed, and a restart"
+            " of this service begins with an empty index.",
             f'check {replay_setting(mute[0].source)}, and "replay_endpoint" in the engine\'s events config; where frames are'
             ' missing, raise "buffer_steps" there, and restart the engine if its stream stays stale',
             mute,
