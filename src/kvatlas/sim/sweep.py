@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -77,7 +77,7 @@ def plans(question: Question) -> list[Plan]:
     """Return the runs: those that are compared with each other stand together. ConfigError for what cannot be set so."""
     for axis in question.axes:
         if axis.name in question.values:
-            raise ConfigError(axis.name, "is set and varied", "one of both")
+            raise ConfigError(axis.name, "is set and varied", "one of both: give it once")
     combinations = list(itertools.product(*(axis.values for axis in question.axes)))
     runs = len(combinations) * len(question.policies)
     if runs > RUNS_MAX:
@@ -108,6 +108,8 @@ def value_of(text: str) -> object:
 def _plans(question: Question, values: Mapping[str, object], label: str) -> list[Plan]:
     known, foreign = names(question.workload, question.foreign), question.foreign
     for name in values:
+        if foreign is None and name.startswith(_FOREIGN):
+            raise ConfigError(name, "is set without --foreign", "--foreign WORKLOAD, of which it is a parameter")
         if name not in known:
             raise unknown_name(name, f"parameter of {question.workload}, the run or its engines", name, known)
     parameters = names_of_parameters(question.workload)
@@ -119,10 +121,21 @@ def _plans(question: Question, values: Mapping[str, object], label: str) -> list
     if foreign is not None:
         of_foreign = {name.removeprefix(_FOREIGN): value for name, value in values.items() if name.startswith(_FOREIGN)}
         same |= {"foreign": choose(foreign.workload, of_foreign), "foreign_engines": foreign.engines}
+        _check_engines("--foreign", foreign.engines, of_run.engines, question.changes)
+    named = [change.engine for change in question.changes if not isinstance(change, EngineJoins)]
+    _check_engines("--at", named, of_run.engines, question.changes)
     same["changes"] = tuple(
         msgspec.structs.replace(change, spec=spec) if isinstance(change, EngineJoins) else change for change in question.changes
     )
     return [Plan(policy=policy, workload=choice, spec=spec, label=label, **same) for policy in question.policies]
+
+
+def _check_engines(option: str, named: Sequence[int], engines: int, changes: Sequence[Change]) -> None:
+    """Raise ConfigError for an engine that never is there. One that comes too late or has left is found as it runs."""
+    there = engines + sum(isinstance(change, EngineJoins) for change in changes)
+    for engine in named:
+        if engine >= there:
+            raise ConfigError(option, f"there is no engine {engine}", f"0 to {there - 1}; TIME:join adds engines")
 
 
 def _spec(spec: EngineSpec, values: Mapping[str, object]) -> EngineSpec:

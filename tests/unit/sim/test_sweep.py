@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from kvatlas.errors import ConfigError
-from kvatlas.sim.changes import EngineJoins, EngineSlows
+from kvatlas.sim.changes import EngineJoins, EngineLeaves, EngineSlows
 from kvatlas.sim.engines import TierSpec
 from kvatlas.sim.plan import Plan, run
 from kvatlas.sim.sweep import Axis, Foreign, Question, plans, value_of
@@ -93,7 +93,7 @@ def test_tiers_stay_where_other_fields_are_changed() -> None:
         ({"patience_s": 0}, "patience_s"),
         ({"cancel_share": 2}, "cancel_share"),
         ({"report_every_s": 0}, "report_every_s"),
-        ({"foreign.qps": 1}, "foreign.qps"),
+        ({"foreign.qps": 1}, "foreign.qps: is set without --foreign"),
         ({"gpu_blocks": "many"}, "gpu_blocks"),
         ({"qps": -1}, "qps"),
     ],
@@ -101,6 +101,22 @@ def test_tiers_stay_where_other_fields_are_changed() -> None:
 def test_what_cannot_be_set_is_refused_by_name(given: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         plans(question(**given))
+
+
+def test_engines_that_never_are_there_are_refused_before_anything_runs() -> None:
+    joins = EngineJoins(1.0, SPEC)
+    asked = question(engines=2)
+    for changes in ((EngineLeaves(9.0, 2),), (joins, EngineSlows(9.0, 3, 2.0))):
+        with pytest.raises(ConfigError, match="--at: there is no engine [23]; allowed: 0 to [12]"):
+            plans(msgspec.structs.replace(asked, changes=changes))
+    with pytest.raises(ConfigError, match="--foreign: there is no engine 2"):
+        plans(msgspec.structs.replace(asked, foreign=Foreign("no-reuse", (0, 2))))
+    assert plans(msgspec.structs.replace(asked, foreign=Foreign("no-reuse", (0, 2)), changes=(joins,)))
+
+
+def test_a_kind_of_trace_wants_its_file() -> None:
+    with pytest.raises(ConfigError, match="'mooncake' is a trace without its file"):
+        plans(msgspec.structs.replace(question(), workload="mooncake"))
 
 
 def test_bad_values_of_a_sweep_are_refused_before_anything_runs() -> None:

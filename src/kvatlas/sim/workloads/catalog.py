@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from kvatlas.errors import RequestError
+from kvatlas.errors import ConfigError, RequestError
 from kvatlas.route.parameters import read_parameters, unknown_name
 from kvatlas.sim.workloads import agents, bursts, chats, mooncake, no_reuse, shared_prefix, text_trace
 from kvatlas.sim.workloads.limited import Limited
@@ -58,6 +58,8 @@ def choose(named: str, parameters: Mapping[str, object]) -> Choice:
     """Return the workload of a name or a trace's file. ConfigError or RequestError for what is none, or for bad parameters."""
     if named not in KINDS:
         named, parameters = kind_of_file(named), {"file": named, **parameters}
+    if "file" in names_of_parameters(named) and "file" not in parameters:
+        raise ConfigError("workload", f"{named!r} is a trace without its file", "a trace's file, which tells its kind")
     read = read_parameters(KINDS[named].parameters, dict(parameters), "")
     if isinstance(read, shared_prefix.SharedPrefixParameters):
         shared_prefix.stages(read)
