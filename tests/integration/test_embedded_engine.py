@@ -390,3 +390,14 @@ async def test_lost_events_are_a_gap_that_no_replay_heals() -> None:
             await asked(client, "/v1/completions", prompt=list(range(first, first + 64)), max_tokens=1)
         numbers = [int.from_bytes(frame[1], "big") for frame in await published(engine)]
     assert numbers == [0, 2]
+
+
+async def test_what_is_no_http_1_is_told_of_in_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    async with embedded() as (engine, _):
+        address = engine.started.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(address[0], int(address[1]))
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert b"400" in await reader.read()
+        writer.close()
+    told = [record for record in caplog.records if record.name == "kvatlas.engine"]
+    assert [record.exc_info for record in told] == [None]

@@ -18,7 +18,7 @@ from kvatlas.keys.engine import EngineKeys
 from kvatlas.serve.schema import read_body
 from kvatlas.sim.live.answers import Answer
 from kvatlas.sim.live.engine import Generation, LiveEngine
-from kvatlas.sim.live.faults import FaultList, Faults
+from kvatlas.sim.live.faults import KINDS, FaultList, Faults
 from kvatlas.sim.live.metrics import EngineMetrics
 from kvatlas.sim.live.requests import (
     CHAT,
@@ -32,6 +32,10 @@ from kvatlas.sim.live.sending import JSON, Sender, refused
 from kvatlas.sim.live.tokens import EngineTokens
 
 BODY_BYTES_MAX = 64 << 20
+FAULTS_FORM = (
+    'send {"faults": [{"kind": "cut", "share": 0.1, "times": 3}]}; kinds: '
+    f'{", ".join(KINDS)}; "status" takes a status from 400 to 599, "cut" and "stall" take "after", in tokens'
+)
 LOAD_FORMAT = "endpoint-load-metrics-format"
 LOAD = "endpoint-load-metrics"
 
@@ -216,7 +220,10 @@ class EngineApi:
         return _answered(FaultList(self._faults.listed))
 
     async def _set_faults(self, request: web.Request) -> web.Response:
-        asked = read_body(await request.read(), FaultList)
+        try:
+            asked = read_body(await request.read(), FaultList)
+        except RequestError as error:
+            raise RequestError(error.field, error.problem, FAULTS_FORM) from None
         self._faults.set(*asked.faults)
         return _answered(asked)
 

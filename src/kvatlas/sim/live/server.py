@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
 from kvatlas.errors import ConfigError
@@ -159,7 +161,9 @@ async def running(
         assert publisher.replay_endpoint is not None
         faults = Faults(options.faults)
         live, api = _made(spec, options, tokens, publisher, topic, faults)
-        runner = web.AppRunner(api.app(middlewares), access_log=None, handler_cancellation=True, shutdown_timeout=AT_ONCE_S)
+        runner = web.AppRunner(
+            api.app(middlewares), access_log=None, logger=_logger(), handler_cancellation=True, shutdown_timeout=AT_ONCE_S
+        )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, listener).start()
@@ -221,9 +225,27 @@ async def _kept(live: LiveEngine) -> AsyncIterator[asyncio.Task[None]]:
             await task
 
 
+def _logger() -> logging.Logger:
+    """Return a logger that tells of what is no HTTP/1.1 request, an HTTP/2 probe say, in a line and without a traceback."""
+    logger = logging.getLogger("kvatlas.engine")
+    logger.addFilter(_shortened)
+    return logger
+
+
+def _shortened(record: logging.LogRecord) -> bool:
+    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+        record.msg += ": this is no HTTP/1.1"
+        record.exc_info = None
+    return True
+
+
 def load_tokens(options: EngineOptions) -> EngineTokens:
     """Return the tokenizer that options name. Takes a second or two."""
     if options.tokenizer is not None:
+        if not (options.tokenizer / "tokenizer.json").is_file():
+            raise ConfigError(
+                "--tokenizer", f"{options.tokenizer} has no tokenizer.json", "a Hugging Face tokenizer's directory"
+            )
         return EngineTokens(options.model, options.tokenizer, options.max_model_len)
     with packaged_tokenizer() as directory:
         return EngineTokens(options.model, directory, options.max_model_len)
