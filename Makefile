@@ -74,7 +74,7 @@ $(VENV)/$(INSTALLED): pyproject.toml $(NATIVE_SOURCES)
 $(DEMO_VENV)/$(INSTALLED): pyproject.toml $(NATIVE_SOURCES) \
 		$(shell find src -type f -not -name '*.pyc' -not -name '_native.abi3.so' -not -name '_native_missing.txt')
 	@$(call check_python)
-	@echo "Installing kvatlas into $(DEMO_VENV) (once)."
+	@echo "Installing kvatlas into $(DEMO_VENV) (once; minutes where cargo builds the native core: KVATLAS_NATIVE=0 leaves it out)."
 	@$(PYTHON) -m venv $(DEMO_VENV)
 	@$(DEMO_VENV)/bin/python $(PIP_INSTALL) '.[tokens]'
 	@rm -f $(DEMO_VENV)/.installed*

@@ -130,6 +130,7 @@ def _show(started: Started, spec: EngineSpec) -> None:
     body = f'{{"model": "{started.model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     out.print(f"try it   curl -s {started.url}/v1/chat/completions -d '{body}'", soft_wrap=True)
     out.print(
-        f"route    kvatlas route --endpoint '{started.url}?kvEvents={started.events}&replayEndpoint={started.replay}'",
+        f"route    kvatlas route --port 0 --endpoint '{started.url}?kvEvents={started.events}&replayEndpoint={started.replay}'"
+        f" --set zmq.bind=false --set 'tokens.renderer.endpoints=[\"{started.url}\"]'",
         soft_wrap=True,
     )

@@ -107,7 +107,7 @@ def test_engines_that_never_are_there_are_refused_before_anything_runs() -> None
     joins = EngineJoins(1.0, SPEC)
     asked = question(engines=2)
     for changes in ((EngineLeaves(9.0, 2),), (joins, EngineSlows(9.0, 3, 2.0))):
-        with pytest.raises(ConfigError, match="--at: there is no engine [23]; allowed: 0 to [12]"):
+        with pytest.raises(ConfigError, match=r"--at: there is no engine [23]; allowed: 0 to [12]"):
             plans(msgspec.structs.replace(asked, changes=changes))
     with pytest.raises(ConfigError, match="--foreign: there is no engine 2"):
         plans(msgspec.structs.replace(asked, foreign=Foreign("no-reuse", (0, 2))))

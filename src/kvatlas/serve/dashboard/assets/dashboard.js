@@ -75,7 +75,7 @@ function seconds(value) {
   if (value === null || value === undefined) return "–";
   if (value < 0.001) return "<1 ms";
   if (value < 1) return `${Math.round(value * 1000)} ms`;
-  if (value < 60) return `${value.toFixed(1)} s`;
+  if (value < 59.5) return `${value.toFixed(value < 10 ? 1 : 0)} s`;
   if (value < 3600) return `${Math.round(value / 60)} min`;
   return value < 86400 ? `${(value / 3600).toFixed(1)} h` : `${(value / 86400).toFixed(1)} d`;
 }
