@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import random as random_module
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from kvatlas.index import Index
 from kvatlas.index.protocol import PayloadIndex
+from kvatlas.indexer import Indexer
 from kvatlas.ingest.decode.vllm import VllmDecoder
 from kvatlas.ingest.sequence import SequenceTracker, Verdict
 from kvatlas.ingest.trust import StreamTrust
 from kvatlas.observe.metrics import Metrics
-from kvatlas.types import StaleReason, Stream
+from kvatlas.types import PodId, StaleReason, Stream
 
+EXPIRE_EVERY_S = 60.0
 PUBLISHED_MAX = 10_000
 """Frames that an engine keeps for replays. Source: vLLM, KVEventsConfig.buffer_steps."""
 
@@ -159,3 +161,58 @@ class EventStream:
         self._apply(payloads)
         self._trust.resyncing = False
         self._trust.show()
+
+
+class EventStreams:
+    """The streams of all engines of one run, engines by number."""
+
+    def __init__(self, model: str, indexer: Indexer, path: EventPath, random: random_module.Random) -> None:
+        self._model = model
+        self._indexer = indexer
+        self._path = path
+        self._random = random
+        self._streams: dict[int, EventStream] = {}
+        self._pods: dict[int, Stream] = {}
+        self._gone: list[EventStream] = []
+        self._expire_s = EXPIRE_EVERY_S
+        self._doubtful = 0
+
+    def joins(self, engine: int, name: str) -> None:
+        """An engine publishes from now on. ``name``: what the index knows it by."""
+        self._pods[engine] = stream = Stream(PodId(name))
+        index, metrics = self._indexer.index, self._indexer.metrics
+        self._streams[engine] = EventStream(stream, self._model, index, metrics, self._path)
+
+    def leaves(self, engine: int) -> None:
+        """It is gone, and what the index knows of it with it."""
+        self._gone.append(self._streams.pop(engine))
+        self._indexer.index.forget(self._pods.pop(engine))
+
+    def publish(self, engine: int, at_s: float, payload: bytes) -> None:
+        """An engine publishes a frame."""
+        self._streams[engine].publish(at_s, payload, self._random)
+
+    def deliver(self, now_s: float) -> None:
+        """Tell the index what has arrived: somebody is about to ask it."""
+        stale = False
+        for stream in self._streams.values():
+            if stream.under_way:
+                stream.deliver(now_s)
+            stale = stale or (stream.gaps > 0 and stream.stale is not None)
+        self._doubtful += stale
+
+    def expire(self, now_s: float) -> None:
+        """Let the index drop what is too old, once in a while."""
+        if now_s >= self._expire_s:
+            self._indexer.index.expire()
+            self._expire_s = now_s + EXPIRE_EVERY_S
+
+    def counts(self) -> Mapping[str, int]:
+        """Return what was degraded, as words and how often."""
+        streams = [*self._gone, *self._streams.values()]
+        return {
+            "frames of events were lost": sum(stream.lost for stream in streams),
+            "gaps were found in streams of events": sum(stream.gaps for stream in streams),
+            "decisions were made while a stream was stale": self._doubtful,
+            "streams were stale at the end": sum(stream.stale is not None for stream in self._streams.values()),
+        }

@@ -20,20 +20,18 @@ from kvatlas.route.outcome import End
 from kvatlas.sim.chains import Chains
 from kvatlas.sim.changes import Change, EngineJoins, EngineSlows
 from kvatlas.sim.engines import NO_TOKENS, Engines, EngineSpec, Events, Happening, Job, Kind
-from kvatlas.sim.events import EventPath, EventStream
+from kvatlas.sim.events import EventPath, EventStreams
 from kvatlas.sim.policies import Policy, PolicyMaker, Surroundings, make_policy
 from kvatlas.sim.policies.policy import MODEL, engine_name
 from kvatlas.sim.request import Request
 from kvatlas.sim.results import RunResult
 from kvatlas.sim.tally import Tally
 from kvatlas.sim.workloads.workload import Arrival, Workload
-from kvatlas.types import PodId, Stream
 
 REPORT_EVERY_S = 0.05
 """llm-d's and our default of how often engines' metrics are read."""
 SAMPLE_EVERY_S = 0.25
 """How often queues are looked at for the result's means."""
-EXPIRE_EVERY_S = 60.0
 PROGRESS_EVERY = 1024
 """Arrivals."""
 
@@ -107,7 +105,6 @@ class _Fleet:
         self._now_s = 0.0
         self._workload = workload
         self._engines = engines
-        self._path = path
         self._report_every_s = report_every_s
         self._size = min([spec.block_size_tokens for spec in specs], default=16)
         self._chains = {self._size: Chains(self._size, MODEL)}
@@ -118,12 +115,14 @@ class _Fleet:
             blocks=sum(spec.gpu_blocks + sum(tier.blocks for tier in spec.tiers) for spec in specs),
         )
         self._policy: Policy = make_policy(policy, surroundings) if isinstance(policy, str) else policy(surroundings)
-        self._event_random = random.Random(f"events {seed}")  # noqa: S311  the same
         self._tally = Tally()
         self._names: list[str] = []
         self._specs: dict[int, EngineSpec] = {}
-        self._streams: dict[int, EventStream] = {}
-        self._gone_streams: list[EventStream] = []
+        self._streams: EventStreams | None = None
+        """None: the policy hears no events."""
+        if self._policy.indexer is not None:
+            event_random = random.Random(f"events {seed}")  # noqa: S311  the same
+            self._streams = EventStreams(MODEL, self._policy.indexer, path, event_random)
         self._requests: dict[int, Request] = {}
         self._planned: list[tuple[float, int, Arrival | Change | _Departure]] = []
         """A heap: who goes on after an answer, who goes without one, and what happens to the fleet."""
@@ -133,9 +132,8 @@ class _Fleet:
         """How many report intervals have been told."""
         self._foreign_lost = 0
         self._sample_s = 0.0
-        self._expire_s = EXPIRE_EVERY_S
         self.in_flight_max: int | None = None
-        self._sent_again = self._found_nobody = self._doubtful = self._beyond_bound = 0
+        self._sent_again = self._found_nobody = self._beyond_bound = 0
         for spec in specs:
             self._join(spec)
 
@@ -152,7 +150,7 @@ class _Fleet:
         """Go on until nobody comes any more and everybody is answered, or the end."""
         source = itertools.takewhile(lambda arrival: arrival.at_s <= arrivals_until_s, self._workload.arrivals())
         coming = next(source, None)
-        events = Events.NOTHING if self._policy.indexer is None else Events.FRAMES
+        events = Events.NOTHING if self._streams is None else Events.FRAMES
         while self._now_s < ends_s:
             self._drop_departures()
             due_s = min(math.inf if coming is None else coming.at_s, self._planned[0][0] if self._planned else math.inf)
@@ -194,9 +192,8 @@ class _Fleet:
             idle = int((self._now_s - self._sample_s) / SAMPLE_EVERY_S)  # nobody looks while nothing is in flight
             self._tally.sampled(self._specs, states, self._now_s, idle)
             self._sample_s += (1 + idle) * SAMPLE_EVERY_S
-        if self._now_s >= self._expire_s and self._policy.indexer is not None:
-            self._policy.indexer.index.expire()
-            self._expire_s = self._now_s + EXPIRE_EVERY_S
+        if self._streams is not None:
+            self._streams.expire(self._now_s)
 
     # -- the fleet ----------------------------------------------------------------------------------------------------
 
@@ -221,10 +218,8 @@ class _Fleet:
         name = engine_name(engine)
         self._names.append(name)
         self._tally.engine_joined()
-        indexer = self._policy.indexer
-        if indexer is not None:
-            stream = Stream(PodId(name))
-            self._streams[engine] = EventStream(stream, MODEL, indexer.index, indexer.metrics, self._path)
+        if self._streams is not None:
+            self._streams.joins(engine, name)
         self._policy.joins(engine, spec)
 
     def _leave(self, engine: int) -> None:
@@ -235,10 +230,8 @@ class _Fleet:
         for request in left:
             self._told_end(request, self._now_s, End.ENGINE_ERROR)
         self._policy.leaves(engine)
-        indexer, stream = self._policy.indexer, self._streams.pop(engine, None)
-        if indexer is not None and stream is not None:
-            self._gone_streams.append(stream)
-            indexer.index.forget(Stream(PodId(engine_name(engine))))
+        if self._streams is not None:
+            self._streams.leaves(engine)
         for request in left:
             if request.foreign:
                 self._lose(request)
@@ -285,7 +278,8 @@ class _Fleet:
             self._found_nobody += 1
             self._refuse(request)
             return
-        self._deliver()
+        if self._streams is not None:
+            self._streams.deliver(self._now_s)
         request.routed = True
         request.sent(self._policy.choose(request), self._now_s)
         self._add(request)
@@ -326,7 +320,7 @@ class _Fleet:
     def _add(self, request: Request) -> None:
         arrival, size = request.arrival, self._specs[request.engine].block_size_tokens
         keys = request.job_keys = request.keys if size == self._size else self._keys(arrival, size)
-        tokens = NO_TOKENS if self._policy.indexer is None else arrival.tokens
+        tokens = NO_TOKENS if self._streams is None else arrival.tokens
         job = Job(request.id, keys, arrival.prompt_tokens, arrival.output_tokens, tokens)
         self._engines.add(request.engine, job, self._now_s)
 
@@ -336,21 +330,14 @@ class _Fleet:
             self._chains[size] = Chains(size, MODEL)
         return self._chains[size].keys(arrival.tokens, arrival.session)
 
-    def _deliver(self) -> None:
-        stale = False
-        for stream in self._streams.values():
-            if stream.under_way:
-                stream.deliver(self._now_s)
-            stale = stale or (stream.gaps > 0 and stream.stale is not None)
-        self._doubtful += stale
-
     # -- what engines tell --------------------------------------------------------------------------------------------
 
     def _heed(self, told: Sequence[Happening], arrivals_until_s: float) -> None:
         for happening in told:
             at_s, kind, engine, job, first, many, _, _, payload = happening
             if kind == _PUBLISHED:
-                self._streams[engine].publish(at_s, payload, self._event_random)
+                assert self._streams is not None  # otherwise engines are not asked for frames
+                self._streams.publish(engine, at_s, payload)
             elif kind == _SCHEDULED:
                 request = self._requests[job]
                 request.scheduled_s = at_s
@@ -415,7 +402,6 @@ class _Fleet:
         )
 
     def _notes(self) -> list[str]:
-        streams = [*self._gone_streams, *self._streams.values()]
         counts = {
             "clients gave up before the first token": self._tally.gave_up,
             "clients cancelled their answer": self._tally.cancelled,
@@ -425,9 +411,6 @@ class _Fleet:
             "requests were refused: no engine was there": self._found_nobody,
             "requests were refused: as many as may be were in flight": self._beyond_bound,
             "requests were not answered when the run ended": self._in_flight(),
-            "frames of events were lost": sum(stream.lost for stream in streams),
-            "gaps were found in streams of events": sum(stream.gaps for stream in streams),
-            "decisions were made while a stream was stale": self._doubtful,
-            "streams were stale at the end": sum(stream.stale is not None for stream in self._streams.values()),
+            **({} if self._streams is None else self._streams.counts()),
         }
         return [f"{count} {what}" for what, count in counts.items() if count] + list(self._policy.notes)
