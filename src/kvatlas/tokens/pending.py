@@ -75,9 +75,8 @@ async def _within(future: Future[Tokenized], seconds: float) -> Tokenized:
     """Wait for shared work: it goes on when the waiting ends."""
     waiting: asyncio.Future[Tokenized] = asyncio.wrap_future(future)
     waiting.add_done_callback(_look_at)
-    async with asyncio.timeout(
-        seconds
-    ):  # not wait_for: before Python 3.12 it forgets a cancellation that comes with the result
+    # not wait_for: before Python 3.12 it forgets a cancellation that comes with the result
+    async with asyncio.timeout(seconds):
         return await asyncio.shield(waiting)
 
 
