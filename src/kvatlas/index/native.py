@@ -59,7 +59,6 @@ class NativeIndex:
         self.schema: KeyRecipe = schema or KeySchema()
         self.limits = limits or IndexLimits()
         self._clock = clock
-        self._roots: dict[str, int] = {}
         self._core = _native.Core(
             self.schema.block_size_tokens,
             self.schema.seed,
@@ -159,7 +158,7 @@ class NativeIndex:
             confined = self.schema.confines(model, lora_name)
             return self._core.score_keys(keys, len(array), question, self._clock(), confined)
         extras = _extra_tuples(prompt_extras(cache_salt, multimodal))
-        root = self._root(self.schema, lora_name or model)
+        root = self.schema.root(lora_name or model).key
         if not isinstance(tokens, list):
             tokens = as_token_array(tokens)
         try:
@@ -220,17 +219,9 @@ class NativeIndex:
         """Score many prompts of one model in one call."""
         if not isinstance(self.schema, KeySchema):
             return [self.score(tokens, model, pods=pods, weighing=weighing) for tokens in prompts]
-        root = self._root(self.schema, model)
+        root = self.schema.root(model).key
         asked: list[tuple[array[int], int, list[_native._Extra]]] = [(as_token_array(tokens), root, []) for tokens in prompts]
         return self._core.score_prompts(asked, _question(weighing or Weighing(), pods, model), self._clock())
-
-    def _root(self, schema: KeySchema, model: str) -> int:
-        root = self._roots.get(model)
-        if root is None:
-            if len(self._roots) == 4096:  # names come from requests
-                self._roots.clear()
-            root = self._roots[model] = schema.root(model).key
-        return root
 
     # -- snapshots --------------------------------------------------------------------------------------------------
 

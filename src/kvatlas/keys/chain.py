@@ -19,6 +19,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import ClassVar, cast
 
 import msgspec
@@ -26,6 +27,9 @@ import xxhash
 
 from kvatlas.keys.fast import native_block_keys
 from kvatlas.types import BlockKey, Extra, MultimodalItem
+
+ROOTS_MAX = 4096
+"""Roots that are remembered: models' names come from requests."""
 
 _NO_TOKENS: array[int] = array("I")
 
@@ -58,12 +62,7 @@ class KeySchema(msgspec.Struct, frozen=True):
 
     def root(self, model_or_adapter: str) -> ChainEnd:
         """Return the start of every chain of a model; a LoRA adapter's name stands in for its model's."""
-        seed = self.seed.encode()
-        return ChainEnd(
-            xxhash.xxh3_64_intdigest(
-                b"kvatlas/1" + len(seed).to_bytes(4, "little") + seed + model_or_adapter.encode("utf-8", "surrogatepass")
-            )
-        )
+        return _root(self.seed, model_or_adapter)
 
     def extend(self, end: ChainEnd, tokens: array[int], extras: Sequence[Extra] = ()) -> tuple[list[BlockKey], ChainEnd]:
         """Append ``tokens`` to a chain; return the keys of the blocks that they complete, and the new end.
@@ -118,7 +117,14 @@ class KeySchema(msgspec.Struct, frozen=True):
             block = extra.offset_tokens // size
             serialized[block] = serialized.get(block, b"") + _extra_bytes(extra, block * size)
         found = native_block_keys(self.mode, root.key.to_bytes(8, "big"), tokens, size, list(serialized.items()))
-        return cast("list[BlockKey]", array("Q", found).tolist())
+        return cast("list[BlockKey]", found.tolist())
+
+
+@lru_cache(ROOTS_MAX)
+def _root(seed: str, model_or_adapter: str) -> ChainEnd:
+    told = seed.encode()
+    name = model_or_adapter.encode("utf-8", "surrogatepass")
+    return ChainEnd(xxhash.xxh3_64_intdigest(b"kvatlas/1" + len(told).to_bytes(4, "little") + told + name))
 
 
 def prompt_extras(cache_salt: str | None, multimodal: Sequence[MultimodalItem]) -> list[Extra]:

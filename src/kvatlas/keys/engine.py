@@ -71,7 +71,7 @@ class EngineKeys(msgspec.Struct, frozen=True):
             return self._chain(tokens, extras)
         serialized = [(block, self.scheme.serialized(extras[block])) for block in sorted(extras)]
         found = native_block_keys(self.scheme.algorithm, self.scheme.none_hash(), tokens, self.block_size_tokens, serialized)
-        return cast("list[BlockKey]", array("Q", found).tolist())
+        return cast("list[BlockKey]", found.tolist())
 
     def _chain(self, tokens: array[int], extras: Mapping[int, Sequence[ExtraKey]]) -> list[BlockKey]:
         size = self.block_size_tokens

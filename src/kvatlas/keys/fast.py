@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 
 class BlockKeysFunction(Protocol):
     def __call__(
         self, recipe: str, root: bytes, tokens: array[int], block_size_tokens: int, extras: Sequence[tuple[int, bytes]]
-    ) -> bytes:
-        """Return the keys of the whole blocks of ``tokens``: the bytes of an array('Q'). ``extras``: serialized, by block."""
+    ) -> array[int]:
+        """Return array('Q'): the keys of the whole blocks of ``tokens``. ``extras``: serialized, by block."""
         ...
 
 
@@ -20,7 +20,16 @@ def _find() -> BlockKeysFunction | None:
         from kvatlas import _native
     except ImportError:
         return None
-    return cast("BlockKeysFunction | None", getattr(_native, "block_keys", None))
+    found = getattr(_native, "block_keys", None)
+    if found is None:
+        return None
+
+    def block_keys(
+        recipe: str, root: bytes, tokens: array[int], block_size_tokens: int, extras: Sequence[tuple[int, bytes]]
+    ) -> array[int]:
+        return array("Q", found(recipe, root, tokens, block_size_tokens, extras))
+
+    return block_keys
 
 
 native_block_keys = _find()

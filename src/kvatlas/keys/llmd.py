@@ -104,7 +104,7 @@ class LlmdKeys(msgspec.Struct, frozen=True):
             return self._chain(root, tokens, values)
         extras = [(block, self._serialized(values[block])) for block in sorted(values)]
         found = native_block_keys(self.mode, root.to_bytes(8, "big"), tokens, self.block_size_tokens, extras)
-        return cast("list[BlockKey]", array("Q", found).tolist())
+        return cast("list[BlockKey]", found.tolist())
 
     def _prompt(
         self, tokens: array[int], root: str, cache_salt: str | None, multimodal: Sequence[MultimodalItem]

@@ -47,6 +47,11 @@ class InFlight(msgspec.Struct, frozen=True, gc=False):
     """Since when it may be computed, on the router's clock: it was sent, or the one before it got its first token.
     None also where other routers' prompts wait there too: which is the first is not known then."""
 
+    @property
+    def answering(self) -> int:
+        """Requests that got their first token, and go on."""
+        return max(0, self.requests - self.prefill_requests)
+
 
 NOTHING = InFlight()
 

@@ -24,10 +24,6 @@ _FUSED: dict[type[Scorer], str] = {
 """The scorers that a fused index knows. Others, from other packages, score what a lookup finds."""
 
 
-ROOTS_MAX = 4096
-"""Models and adapters whose root keys are remembered."""
-
-
 class Prompt(msgspec.Struct, frozen=True, gc=False):
     """A prompt with all that its keys depend on. ``model``: as streams name it. ``pods`` None means all."""
 
@@ -49,7 +45,6 @@ class Matcher:
         self._schema = schema
         self._weights = weights
         self._stale_weight = stale_weight
-        self._roots: dict[str, int] = {}
         self._weighing = {
             scorer: Weighing(name, weights.by_tier, weights.unknown, stale_weight) for scorer, name in _FUSED.items()
         }
@@ -60,20 +55,12 @@ class Matcher:
         if self._fused is None or weighing is None:
             return self._match_lookup(prompt, scorer)
         if isinstance(self._schema, KeySchema):
-            root = self._root(self._schema, prompt.lora_name or prompt.model)
+            root = self._schema.root(prompt.lora_name or prompt.model).key
             extras = prompt_extras(prompt.cache_salt, prompt.multimodal)
             return self._fused.score_prompt(prompt.tokens, root, extras, prompt.model, prompt.pods, weighing)
         keys = self._keys(prompt)
         confined = self._schema.confines(prompt.model, prompt.lora_name)
         return self._fused.score_keys(keys, len(prompt.tokens), prompt.model, prompt.pods, weighing, confined=confined)
-
-    def _root(self, schema: KeySchema, name: str) -> int:
-        root = self._roots.get(name)
-        if root is None:
-            if len(self._roots) >= ROOTS_MAX:  # names come from requests
-                self._roots.clear()
-            root = self._roots[name] = schema.root(name).key
-        return root
 
     def _keys(self, prompt: Prompt) -> list[BlockKey]:
         return self._schema.keys(

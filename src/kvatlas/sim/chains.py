@@ -37,7 +37,7 @@ class Chains:
         """
         if native_block_keys is not None:  # faster than to find out what is known
             schema = self._schema
-            return array("Q", native_block_keys(schema.mode, self._root_bytes, tokens, schema.block_size_tokens, ()))
+            return native_block_keys(schema.mode, self._root_bytes, tokens, schema.block_size_tokens, ())
         data = tokens.tobytes()
         head = data[: 4 * HEAD_TOKENS]
         if session is not None:

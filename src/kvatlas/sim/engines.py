@@ -39,6 +39,10 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     tiers: tuple[TierSpec, ...] = ()
     """From fast to slow."""
 
+    def kv_usage(self, blocks_used: int) -> float:
+        """Return the share of GPU blocks in use, as vLLM tells it: one block is never given out."""
+        return blocks_used / max(1, self.gpu_blocks - 1)
+
 
 NO_TOKENS = array("I")
 

@@ -71,8 +71,16 @@ def simulate(
     ConfigError for a policy that is none, ValueError for values that engines refuse.
     """
     began_s = time.perf_counter()
-    fleet = _Fleet(workload, policy, specs, seed=seed, engines=engines, path=path, report_every_s=report_every_s)
-    fleet.in_flight_max = in_flight_max
+    fleet = _Fleet(
+        workload,
+        policy,
+        specs,
+        seed=seed,
+        engines=engines,
+        path=path,
+        report_every_s=report_every_s,
+        in_flight_max=in_flight_max,
+    )
     fleet.plan(changes)
     fleet.run(min(arrivals_until_s, ends_s), ends_s, progress)
     return fleet.result(seed, time.perf_counter() - began_s)
@@ -99,6 +107,7 @@ class _Fleet:
         engines: Engines,
         path: EventPath,
         report_every_s: float,
+        in_flight_max: int | None,
     ) -> None:
         if not report_every_s > 0:
             raise ValueError(f"report_every_s: expected more than 0, got {report_every_s}; inf for never")
@@ -132,7 +141,7 @@ class _Fleet:
         """How many report intervals have been told."""
         self._foreign_lost = 0
         self._sample_s = 0.0
-        self.in_flight_max: int | None = None
+        self._in_flight_max = in_flight_max
         self._sent_again = self._found_nobody = self._beyond_bound = 0
         for spec in specs:
             self._join(spec)
@@ -251,7 +260,7 @@ class _Fleet:
             self._pass_by(self._coming(arrival), arrival.engine)
             return
         self._tally.arrives(self._now_s, arrival.phase)
-        if self.in_flight_max is not None and self._in_flight() >= self.in_flight_max:
+        if self._in_flight_max is not None and self._in_flight() >= self._in_flight_max:
             self._beyond_bound += 1
             self._tally.refused += 1
             return

@@ -218,7 +218,7 @@ class Tally:
             engine.samples += 1 + idle
             engine.waiting += state.waiting
             engine.running += state.running
-            engine.kv_usage += state.blocks_used / max(1, specs[number].gpu_blocks - 1)
+            engine.kv_usage += specs[number].kv_usage(state.blocks_used)
         self.queues(states.values())
 
     def queues(self, states: Iterable[EngineState]) -> None:

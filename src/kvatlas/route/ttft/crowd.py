@@ -18,7 +18,7 @@ from kvatlas.route.load import Load
 
 def crowds(candidates: Sequence[Candidate]) -> list[float]:
     """Return the answers to be expected at each candidate: those that are there, where not every engine tells its KV usage."""
-    answers = [float(max(0, one.load.in_flight.requests - one.load.in_flight.prefill_requests)) for one in candidates]
+    answers = [float(one.load.in_flight.answering) for one in candidates]
     usages = []
     for one in candidates:
         usage = _usage(one.load)

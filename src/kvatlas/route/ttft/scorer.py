@@ -77,9 +77,7 @@ class Forecast(ExplainedScores):
         """Note who was chosen, if it is one of those that were rated. ``expected``: of all of them."""
         for at, candidate in enumerate(self._candidates):
             if candidate.endpoint.name == endpoint:
-                in_flight = candidate.load.in_flight
-                answering = in_flight.requests - in_flight.prefill_requests
-                self.chosen = Chosen(endpoint, expected[at], self._matches[at], answering)
+                self.chosen = Chosen(endpoint, expected[at], self._matches[at], candidate.load.in_flight.answering)
 
     def parts(self, at: int) -> Mapping[str, float | str]:
         expected, traits, match = self.expected(at), self._traits[at], self._matches[at]

@@ -103,7 +103,7 @@ def _report(spec: EngineSpec, state: EngineState, at_s: float) -> EngineReport:
         at_s=at_s,
         waiting=state.waiting,
         running=state.running,
-        kv_usage=state.blocks_used / max(1, spec.gpu_blocks - 1),
+        kv_usage=spec.kv_usage(state.blocks_used),
         block_size_tokens=spec.block_size_tokens,
         gpu_blocks=spec.gpu_blocks,
     )
